@@ -1,0 +1,7 @@
+"""Stochastic Video Generation (Denton & Fergus 2018), fast and exact."""
+
+from . import backend, ops
+from .models import SVG, SVGConfig, SVGOutput, preset
+
+__version__ = "0.1.0"
+__all__ = ["SVG", "SVGConfig", "SVGOutput", "backend", "ops", "preset"]

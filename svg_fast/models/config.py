@@ -1,0 +1,119 @@
+"""What a model is: one frozen dataclass, and the paper's settings by name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+Variant = Literal["lp", "fp", "det"]
+Backbone = Literal["dcgan", "vgg"]
+Skip = Literal["published", "paper"]
+Statistics = Literal["batch", "running"]
+
+
+@dataclass(frozen=True)
+class SVGConfig:
+    """Settings of an `SVG` model; names and defaults are the paper's (SM-MNIST).
+
+    variant: lp (learned prior), fp (fixed prior) or det (deterministic baseline: no z, no KL).
+    image_size: height and width in pixels, 64 or 128. nf: base width, channels of the first encoder stage.
+    n_past, n_future: frames conditioned on, and frames predicted in training; a training clip has their sum.
+    last_frame_skip: every step takes the skip connections of the frame before it, not of a conditioning frame.
+    skip: past the conditioning frames, "published" takes the skips of frame n_past - 2, as the 2018 weights were
+    trained; "paper" those of the last conditioning frame, n_past - 1 (frames counted from 0).
+    generation_statistics: BatchNorm in `sample`: "batch" or "running"; None is how the variant was published
+    (lp: batch, otherwise running).
+    time_chunk: time steps that encoder and decoder take at once; None lets the device decide. recompute: activations
+    are computed again in the backward pass instead of kept. Neither changes a number, only time and memory.
+
+    Raises ValueError for a value that is not allowed.
+    """
+
+    variant: Variant = "lp"
+    backbone: Backbone = "dcgan"
+    image_size: int = 64
+    channels: int = 1
+    nf: int = 64
+    g_dim: int = 128
+    z_dim: int = 10
+    rnn_size: int = 256
+    predictor_rnn_layers: int = 2
+    posterior_rnn_layers: int = 1
+    prior_rnn_layers: int = 1
+    n_past: int = 5
+    n_future: int = 10
+    beta: float = 1e-4
+    last_frame_skip: bool = False
+    skip: Skip = "published"
+    generation_statistics: Statistics | None = None
+    time_chunk: int | None = field(default=None, compare=False)
+    recompute: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
+        for name in _POSITIVE:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.beta >= 0:
+            raise ValueError(f"beta must not be negative, got {self.beta}")
+        check_conditioning(self, self.n_past, self.n_past + self.n_future)
+
+    def skip_frames(self, n_past: int, n_frames: int) -> int:
+        """How many frames' skips the decoder uses: step j of the n_frames - 1 takes those of frame min(j, this - 1)."""
+        if self.last_frame_skip:
+            return n_frames - 1
+        return min(n_past if self.skip == "paper" else n_past - 1, n_frames - 1)
+
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "variant": get_args(Variant),
+    "backbone": get_args(Backbone),
+    "image_size": (64, 128),
+    "skip": get_args(Skip),
+    "generation_statistics": (*get_args(Statistics), None),
+}
+_POSITIVE = (
+    *("channels", "nf", "g_dim", "z_dim", "rnn_size", "predictor_rnn_layers", "posterior_rnn_layers"),
+    *("prior_rnn_layers", "n_past", "n_future", "time_chunk"),
+)
+
+
+def check_conditioning(config: SVGConfig, n_past: int, n_frames: int) -> None:
+    """Whether `n_past` conditioning frames fit a clip of `n_frames` and the configured skip; ValueError if not."""
+    if n_past >= n_frames:
+        raise ValueError(f"a clip must be longer than its n_past = {n_past} conditioning frames, got {n_frames} frames")
+    if n_past == 1 and config.skip == "published" and not config.last_frame_skip:
+        raise ValueError(
+            'n_past = 1 leaves the published skip without a frame (it takes frame n_past - 2); use skip="paper",'
+            " last_frame_skip=True, or n_past of 2 or more"
+        )
+
+
+# Denton & Fergus 2018, section 4 and the published training commands.
+_DATASETS = {
+    "smmnist": SVGConfig(),
+    "kth": SVGConfig(backbone="vgg", z_dim=24, n_past=10, n_future=10, beta=1e-6),
+    "bair": SVGConfig(backbone="vgg", channels=3, z_dim=64, n_past=2, n_future=10),
+}
+PRESETS: dict[str, SVGConfig] = {
+    f"{dataset}-{variant}": replace(config, variant=variant)
+    for dataset, config in _DATASETS.items()
+    for variant in get_args(Variant)
+}
+# Not the paper's: SVG-LP that learns visibly in minutes on two CPU cores.
+PRESETS["smmnist-small"] = SVGConfig(nf=16, g_dim=64, rnn_size=128)
+
+
+def preset(name: str) -> SVGConfig:
+    """The configuration called `name`: smmnist|kth|bair-lp|fp|det, or smmnist-small.
+
+    Raises ValueError for an unknown name, with the nearest one.
+    """
+    if name not in PRESETS:
+        nearest = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"the presets are {', '.join(PRESETS)}"
+        raise ValueError(f"unknown preset {name!r}; {hint}")
+    return PRESETS[name]

@@ -1,0 +1,235 @@
+"""What the encoders and decoders share: normalisation per time step, the vector-to-map layers, split skip weights.
+
+G time steps of N images lie one after another along dimension 0 of every activation, channels last in memory.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..ops.batch_norm_act import Activation
+
+# Mean and unbiased variance (G, C) of each BatchNorm of a network, in the order of `FrameNetwork.norms`.
+StepStatistics = list[tuple[Tensor, Tensor]]
+
+Conv = nn.Conv2d | nn.ConvTranspose2d
+
+# The weight of each convolution, or its (upstream, skip) halves where it joins the two, channels last in memory. Made
+# once a training step, not once a chunk of time, so that layout and split cost one copy forward and one backward.
+Weights = dict[Conv, tuple[Tensor, ...]]
+
+NEGATIVE_SLOPE = 0.2
+VECTOR_MAP = 4  # the encoder's head closes a 4 x 4 map; the decoder's first layer opens one
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x (N, C, H, W) with channels last in memory, also where C = 1.
+
+    `contiguous` leaves a one-channel tensor as it is, since both layouts hold it alike; its strides would then choose
+    the slower layout for the whole network.
+    """
+    return x.clone(memory_format=torch.channels_last)
+
+
+class ConvNorm(nn.Module):
+    """A convolution and its BatchNorm under the published name `main`; the activation has no parameters."""
+
+    def __init__(self, conv: Conv) -> None:
+        super().__init__()
+        self.main = nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels))
+
+    @property
+    def conv(self) -> Conv:
+        return cast(Conv, self.main[0])
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        return cast(nn.BatchNorm2d, self.main[1])
+
+
+class FrameNetwork(nn.Module):
+    """A convolutional network applied to many frames at once that normalises each time step by itself."""
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def weights(self) -> Weights:
+        return {conv: (channels_last(conv.weight),) for conv in self.modules() if isinstance(conv, Conv)}
+
+    def normalise(
+        self,
+        x: Tensor,
+        norm: nn.BatchNorm2d,
+        steps: int,
+        statistics: StepStatistics | None,
+        activation: Activation = "leaky_relu",
+    ) -> Tensor:
+        """BatchNorm and activation: by each step's own statistics, then appended, or for None by the running ones."""
+        if statistics is None:
+            y = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+            return F.leaky_relu(y, NEGATIVE_SLOPE) if activation == "leaky_relu" else y.tanh()
+        y, mean, var = ops.batch_norm_act(
+            x,
+            norm.weight,
+            norm.bias,
+            steps=steps,
+            activation=activation,
+            negative_slope=NEGATIVE_SLOPE,
+            eps=norm.eps,
+        )
+        count = x.numel() // (steps * x.shape[1])
+        statistics.append((mean, var * (count / (count - 1))))
+        return y
+
+    def update_running_statistics(self, chunks: Sequence[StepStatistics], repeats: Tensor) -> None:
+        """Advance every BatchNorm as if the steps of `chunks`, in order, had been presented repeats (G,) times each."""
+        for norm, *parts in zip(self.norms(), *chunks, strict=True):
+            mean, var = (torch.cat(column) for column in zip(*parts, strict=True))
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            assert norm.num_batches_tracked is not None
+            assert norm.momentum is not None
+            ops.update_running_statistics(
+                norm.running_mean, norm.running_var, mean, var, repeats=repeats, momentum=norm.momentum
+            )
+            norm.num_batches_tracked += int(repeats.sum())
+
+
+class FrameEncoder(FrameNetwork):
+    """Stages `c1`, `c2`, ... whose outputs are the skips, then a head to the feature vector.
+
+    Called like the published encoders: x (N, C, H, W) -> h (N, g_dim), skips, shallow to deep.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], width: int, g_dim: int) -> None:
+        super().__init__()
+        self.n_stages = len(stages)
+        for k, stage in enumerate(stages, start=1):
+            self.add_module(f"c{k}", stage)
+        self.add_module(
+            f"c{self.n_stages + 1}", nn.Sequential(nn.Conv2d(width, g_dim, VECTOR_MAP), nn.BatchNorm2d(g_dim))
+        )
+
+    @abstractmethod
+    def run_stage(self, k: int, x: Tensor, weights: Weights, steps: int, statistics: StepStatistics | None) -> Tensor:
+        """The skip of stage k (from 1), given that of stage k - 1 or the frames."""
+
+    def encode(
+        self, x: Tensor, weights: Weights, steps: int, batch_statistics: bool
+    ) -> tuple[Tensor, list[Tensor], StepStatistics]:
+        """Frames (G * N, C, H, W) -> h (G * N, g_dim), skips shallow to deep, the statistics of each step."""
+        statistics: StepStatistics = []
+        record = statistics if batch_statistics else None
+        skips = []
+        for k in range(1, self.n_stages + 1):
+            x = self.run_stage(k, x, weights, steps, record)
+            skips.append(x)
+        conv, norm = cast(tuple[nn.Conv2d, nn.BatchNorm2d], getattr(self, f"c{self.n_stages + 1}"))
+        x = self.head_input(x)
+        # a 4 x 4 kernel on a 4 x 4 map is one matrix product; channels last, both operands flatten without a copy
+        (weight,) = weights[conv]
+        h = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+        h = self.normalise(h[..., None, None], norm, steps, record, "tanh")
+        return h.flatten(1), skips, statistics
+
+    def head_input(self, x: Tensor) -> Tensor:
+        """What the head sees of the deepest skip."""
+        return x
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        h, skips, statistics = self.encode(channels_last(x), self.weights(), 1, self.training)
+        if self.training:
+            self.update_running_statistics([statistics], torch.ones(1))
+        return h, skips
+
+
+class FrameDecoder(FrameNetwork):
+    """`upc1` opens the feature vector to a 4 x 4 map; each level `upc2`, ... joins a skip, deepest first.
+
+    A level begins with a convolution over [upstream, skip]. It is run as conv(upstream; W_up) + conv(skip; W_skip), so
+    that the second half is computed once for all frames, samples and steps that share a skip.
+    Called like the published decoders: (h (N, g_dim), skips) -> frames (N, C, H, W).
+    """
+
+    def __init__(self, width: int, g_dim: int, levels: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.n_levels = len(levels)
+        self.upc1 = nn.Sequential(nn.ConvTranspose2d(g_dim, width, VECTOR_MAP), nn.BatchNorm2d(width))
+        for k, level in enumerate(levels, start=2):
+            self.add_module(f"upc{k}", level)
+
+    @abstractmethod
+    def join(self, k: int) -> Conv:
+        """The convolution with which level k (from 2) joins upstream and skip."""
+
+    @abstractmethod
+    def join_half(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A joining convolution over one of its halves, with the weight of this half."""
+
+    def upsample(self, x: Tensor) -> Tensor:
+        """Upstream as a joining convolution takes it."""
+        return x
+
+    @abstractmethod
+    def finish_level(
+        self, k: int, x: Tensor, weights: Weights, steps: int, statistics: StepStatistics | None
+    ) -> Tensor:
+        """The rest of level k, from the joined pre-activation on."""
+
+    def levels(self) -> range:
+        return range(2, self.n_levels + 2)
+
+    def weights(self) -> Weights:
+        joins = [self.join(k) for k in self.levels()]
+        halves = {conv: conv.weight.chunk(2, dim=0 if conv.transposed else 1) for conv in joins}
+        return {
+            **super().weights(),
+            **{conv: tuple(map(channels_last, pair)) for conv, pair in halves.items()},
+        }
+
+    def skip_halves(self, skips: Sequence[Tensor], weights: Weights) -> list[Tensor]:
+        """conv(skip; W_skip) of every level, deepest first, for skips given shallow to deep."""
+        return [
+            self.join_half(skip, weights[self.join(k)][1], None)
+            for k, skip in zip(self.levels(), reversed(skips), strict=True)
+        ]
+
+    def decode(
+        self,
+        h: Tensor,
+        halves: Sequence[Tensor],
+        weights: Weights,
+        steps: int,
+        batch_statistics: bool,
+    ) -> tuple[Tensor, StepStatistics]:
+        """h (G * N, g_dim) and skip halves of G * N images, or of N images that all G steps share
+        -> frames (G * N, C, H, W), the statistics of each step."""
+        statistics: StepStatistics = []
+        record = statistics if batch_statistics else None
+        conv, norm = cast(tuple[nn.ConvTranspose2d, nn.BatchNorm2d], self.upc1)
+        assert conv.bias is not None
+        (weight,) = weights[conv]
+        x = F.linear(h, weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.repeat(VECTOR_MAP * VECTOR_MAP))
+        x = x.unflatten(1, (VECTOR_MAP, VECTOR_MAP, -1)).permute(0, 3, 1, 2)
+        x = self.normalise(x, norm, steps, record)
+        for k, half in zip(self.levels(), halves, strict=True):
+            join = self.join(k)
+            x = self.join_half(self.upsample(x), weights[join][0], join.bias)
+            x = x + half if len(half) == len(x) else (x.unflatten(0, (steps, -1)) + half).flatten(0, 1)
+            x = self.finish_level(k, x, weights, steps, record)
+        return x, statistics
+
+    def forward(self, inputs: tuple[Tensor, Sequence[Tensor]]) -> Tensor:
+        h, skips = inputs
+        weights = self.weights()
+        x, statistics = self.decode(h, self.skip_halves(skips, weights), weights, 1, self.training)
+        if self.training:
+            self.update_running_statistics([statistics], torch.ones(1))
+        return x

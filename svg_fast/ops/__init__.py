@@ -1,0 +1,15 @@
+"""The ops of the library: public functions over `torch.ops.svg_fast`, each with a gradient and a shape function."""
+
+from .batch_norm_act import batch_norm_act, update_running_statistics
+from .gaussian import gaussian_kl, gaussian_rsample, gaussian_rsample_kl
+from .lstm import lstm_layer, lstm_step
+
+__all__ = [
+    "batch_norm_act",
+    "gaussian_kl",
+    "gaussian_rsample",
+    "gaussian_rsample_kl",
+    "lstm_layer",
+    "lstm_step",
+    "update_running_statistics",
+]

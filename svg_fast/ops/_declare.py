@@ -1,0 +1,43 @@
+"""How an op is declared: schema, reference kernel, shape function and gradient, once, in Python.
+
+The PyTorch dispatcher is the registry. The reference is the default kernel of every device; a compiled or Triton
+kernel attaches itself to its device's dispatch key when its library loads, and takes over.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("svg_fast", "DEF")
+
+REFERENCE_KERNELS: dict[str, Callable[..., Any]] = {}
+
+
+def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """An op computes in its own precision; autocast would reach through it to the matrix products inside."""
+
+    @functools.wraps(reference)
+    def kernel(first: Tensor, *rest: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return reference(first, *rest)
+
+    return kernel
+
+
+def declare(schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define `svg_fast::<schema>` with its default kernel and shape function; returns the op to call."""
+    name = _LIBRARY.define(schema)
+    REFERENCE_KERNELS[name] = _outside_autocast(reference)
+    _LIBRARY.impl(name, REFERENCE_KERNELS[name], "CompositeExplicitAutograd")
+    torch.library.register_fake(f"svg_fast::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.svg_fast, name).default
+
+
+def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    """Give the declared op `name` its gradient (see `torch.library.register_autograd`)."""
+    torch.library.register_autograd(f"svg_fast::{name}", backward, setup_context=setup_context, lib=_LIBRARY)

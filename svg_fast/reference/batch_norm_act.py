@@ -1,0 +1,90 @@
+"""BatchNorm with statistics per time step, then an activation.
+
+G time steps (groups) of N images lie one after another along dimension 0: x (G * N, C, H, W). The published loop
+calls a network once per frame, so each step is normalised by its own mean and variance.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import compute_dtype
+
+
+def _activate(x: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """In place: x is our own."""
+    if activation == "leaky_relu":
+        return F.leaky_relu_(x, negative_slope)
+    return x.tanh_() if activation == "tanh" else x
+
+
+def _activate_bwd(dy: Tensor, y: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """Both activations have a derivative that their output determines."""
+    if activation == "leaky_relu":
+        return torch.ops.aten.leaky_relu_backward(dy, y, negative_slope, True)
+    return torch.ops.aten.tanh_backward(dy, y) if activation == "tanh" else dy
+
+
+def batch_norm_act_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor, steps: int, activation: str, negative_slope: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (G * N, C, H, W), weight, bias (C,) -> y like x, and each step's mean and (population) variance (G, C).
+
+    One ATen call a step: 4 to 10 times faster on a CPU than one grouped var_mean.
+    """
+    y = torch.empty_like(x)
+    shape, dtype = (steps, x.shape[1]), compute_dtype(x.dtype)
+    mean, var = (
+        torch.zeros(shape, dtype=dtype, device=x.device),
+        torch.zeros(shape, dtype=dtype, device=x.device),
+    )
+    if x.numel() == 0:
+        return y, mean, var
+    invstd, saved = torch.empty_like(mean), torch.empty_like(mean)
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    for y_t, x_t, *stats in zip(y.chunk(steps), x.chunk(steps), saved, invstd, mean, var, strict=True):
+        # momentum 1 makes the running statistics this step's own, the variance unbiased
+        out = (y_t, stats[0], stats[1])
+        torch.native_batch_norm(x_t, weight, bias, stats[2], stats[3], True, 1.0, eps, out=out)
+    count = x.numel() // (steps * x.shape[1])
+    return _activate(y, activation, negative_slope), mean, var.mul_((count - 1) / count)
+
+
+def batch_norm_act_bwd(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    steps: int,
+    activation: str,
+    negative_slope: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of y -> dx, dweight, dbias."""
+    dx = torch.empty_like(x)
+    dweight, dbias = torch.zeros_like(mean), torch.zeros_like(mean)
+    if x.numel():
+        dz = _activate_bwd(dy, y, activation, negative_slope)
+        scale, invstd = weight.to(mean.dtype), (var + eps).rsqrt()
+        rows = zip(dz.chunk(steps), x.chunk(steps), mean, invstd, dx.chunk(steps), dweight, dbias, strict=True)
+        for dz_t, x_t, mean_t, invstd_t, dx_t, dweight_t, dbias_t in rows:
+            torch.ops.aten.native_batch_norm_backward.out(
+                dz_t,
+                x_t,
+                scale,
+                None,
+                None,
+                mean_t,
+                invstd_t,
+                True,
+                eps,
+                [True] * 3,
+                out0=dx_t,
+                out1=dweight_t,
+                out2=dbias_t,
+            )
+    return dx, dweight.sum(0).to(weight.dtype), dbias.sum(0).to(weight.dtype)

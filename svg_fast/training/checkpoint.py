@@ -1,0 +1,162 @@
+"""Checkpoints: one safetensors file that holds all of a run, written whole or not at all.
+
+Tensors `model.*` (the state_dict), `optimizer.<quantity>.<parameter>` and `generator`; the header's metadata holds the
+format's version, the step and both configurations as JSON. Nothing in the file is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..files import replacing
+from ..models import SVG, SVGConfig
+from .config import TrainConfig, differences
+
+FORMAT_VERSION = 1
+KEEP = 2  # the newest and, should a disk have lied about it, the one before
+
+Configuration = TypeVar("Configuration", SVGConfig, TrainConfig)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: damaged, of another configuration, or from a newer version."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's content, the tensors still flat under their names in the file."""
+
+    step: int
+    config: SVGConfig
+    training: TrainConfig
+    digits: int  # CRC-32 of the digits trained on
+    tensors: dict[str, Tensor]
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Put a run back to where it was."""
+        model.load_state_dict(self._under("model."))
+        state = {}
+        for k, name in enumerate(dict(model.named_parameters())):
+            entries = {key: f"optimizer.{key}.{name}" for key in _ADAM_STATE}
+            state[k] = {key: self.tensors[entry] for key, entry in entries.items() if entry in self.tensors}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        generator.set_state(self.tensors["generator"])
+
+    def _under(self, prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+
+_ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: SVG,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    training: TrainConfig,
+    digits: int,
+) -> Path:
+    """Write folder/step-<step>.safetensors and keep the `KEEP` newest; OSError leaves the others as they are."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    tensors["generator"] = generator.get_state()
+    header = {
+        "format": "svg_fast.checkpoint",
+        "version": FORMAT_VERSION,
+        "step": step,
+        "config": _to_json(model.config),
+        "training": _to_json(training),
+        "digits": digits,
+    }
+    path = folder / f"step-{step:08d}.safetensors"
+    data = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        {key: json.dumps(value) for key, value in header.items()},
+    )
+    with replacing(path) as part:
+        part.write_bytes(data)
+    for old in find_all(folder)[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises CheckpointError for a file that is damaged or not a checkpoint, or from a newer version; OSError if it
+    cannot be opened.
+    """
+    try:
+        with path.open("rb"):
+            pass
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            version = _version(metadata, path)
+            if version > FORMAT_VERSION:
+                raise CheckpointError(
+                    f"{path} has checkpoint format {version}, this svg_fast reads up to {FORMAT_VERSION}: upgrade it"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or not a checkpoint ({error})") from error
+    try:
+        header = {key: json.loads(value) for key, value in metadata.items()}
+        config, training = _from_json(SVGConfig, header["config"]), _from_json(TrainConfig, header["training"])
+        return Checkpoint(int(header["step"]), config, training, int(header["digits"]), tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has a damaged header ({error})") from error
+
+
+def load_model(path: str | Path) -> SVG:
+    """The trained model of a checkpoint, in eval mode. The errors of `load`."""
+    checkpoint = load(Path(path))
+    model = SVG(checkpoint.config)
+    model.load_state_dict(checkpoint._under("model."))
+    return model.eval()
+
+
+def check_same(checkpoint: Checkpoint, config: SVGConfig, training: TrainConfig, digits: int) -> None:
+    """Whether a run with these settings continues the checkpoint's; CheckpointError names what differs."""
+    unlike = [*differences(checkpoint.config, config), *differences(checkpoint.training, training)]
+    if checkpoint.digits != digits:
+        unlike.append("the digits: another data_root")
+    if unlike:
+        raise CheckpointError(f"the checkpoint is of another configuration ({'; '.join(unlike)})")
+
+
+def find_all(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8,}", path.stem))
+
+
+def _version(metadata: dict[str, str], path: Path) -> int:
+    if metadata.get("format") != '"svg_fast.checkpoint"':
+        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of svg_fast")
+    return int(metadata.get("version", "0"))
+
+
+def _to_json(config: Any) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+
+
+def _from_json(cls: type[Configuration], values: dict[str, Any]) -> Configuration:
+    known = {field.name for field in fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"unknown settings {', '.join(unknown)}")
+    if values.get("data_root") is not None:
+        values["data_root"] = Path(values["data_root"])
+    return cls(**values)

@@ -1,0 +1,83 @@
+"""How a model is trained: one frozen dataclass, and the published settings by preset name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data.velocity import MOTIONS, Motion
+from ..models.config import preset
+
+Dataset = Literal["smmnist", "kth", "bair"]
+
+
+def _free(default: Any) -> Any:
+    """A setting that a resumed run may change: the parameters reached at a given step do not depend on it."""
+    return field(default=default, compare=False)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; names and defaults are the paper's.
+
+    niter epochs of epoch_size steps of batch_size clips; Adam with learning rate lr, betas (0.9, 0.999).
+    data_root: folder with MNIST's idx files; None takes scikit-learn's digits. download: fetch MNIST into data_root.
+    num_digits, motion: of SM-MNIST. seed: of initialisation, data and noise.
+    n_eval: frames of the sample strips. n_samples: futures drawn for each, of which the best is shown.
+    checkpoint_every: steps between checkpoints, beside the one that ends each epoch; 0 for those alone.
+    device: "cpu", "cuda", ...; None takes a GPU where there is one. threads: of the CPU; 0 leaves torch's choice.
+
+    Raises ValueError for a value that is not allowed.
+    """
+
+    dataset: Dataset = "smmnist"
+    niter: int = _free(300)
+    epoch_size: int = 600
+    batch_size: int = 100
+    lr: float = 2e-3
+    seed: int = 1
+    num_digits: int = 2
+    motion: Motion = "uniform"
+    data_root: Path | None = _free(None)
+    download: bool = _free(False)
+    n_eval: int = _free(30)
+    n_samples: int = _free(20)
+    checkpoint_every: int = _free(0)
+    device: str | None = _free(None)
+    threads: int = _free(0)
+
+    def __post_init__(self) -> None:
+        for name, least in {"niter": 1, "epoch_size": 1, "batch_size": 2, "num_digits": 1, "n_samples": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("seed", "checkpoint_every", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.motion not in MOTIONS:
+            raise ValueError(f"motion must be one of {', '.join(MOTIONS)}, got {self.motion!r}")
+        if self.download and self.data_root is None:
+            raise ValueError("download needs a data_root to put MNIST in, got none")
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """What keeps two configurations of one class from being equal, as "name: old, not new"."""
+    pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in fields(old) if f.compare]
+    return [f"{name}: {a!r}, not {b!r}" for name, a, b in pairs if a != b]
+
+
+def training_preset(name: str) -> TrainConfig:
+    """The training settings that go with `svg_fast.preset(name)`; the same errors."""
+    preset(name)
+    return _PRESETS[name] if name in _PRESETS else _PRESETS[name.partition("-")[0]]
+
+
+_PAPER = TrainConfig()
+_PRESETS = {
+    "smmnist": _PAPER,
+    "kth": replace(_PAPER, dataset="kth", lr=8e-4),
+    "bair": replace(_PAPER, dataset="bair"),
+    "smmnist-small": replace(_PAPER, niter=6, epoch_size=200, batch_size=16, n_eval=20, checkpoint_every=100),
+}

@@ -1,0 +1,203 @@
+"""The training loop, to be read from top to bottom.
+
+A run is a sequence of steps. Step n trains on the clips n * batch_size, ..., a clip depends on the seed and its index
+alone, and all noise comes from one generator: the parameters after step n are a function of the settings. So a run that
+was interrupted at any moment goes on from its last checkpoint and reaches, bit for bit on one CPU machine with one
+number of threads, what it would have reached undisturbed.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from ..data import MovingMNIST, download_mnist, load_digits
+from ..evaluation.strips import write_strips
+from ..files import replacing
+from ..models import SVG, SVGConfig, SVGOutput
+from . import checkpoint
+from .config import TrainConfig
+from .report import Report
+
+logger = logging.getLogger("svg_fast")
+
+TEST_CLIPS = 5
+CHECKPOINTS, SAMPLES = "checkpoints", "samples"
+
+
+class NonFiniteLoss(RuntimeError):  # noqa: N818 (it says what is the matter)
+    """The loss is no longer a number; the last checkpoint is from before."""
+
+
+class Interrupted(Exception):  # noqa: N818 (an answer to a signal, not an error)
+    """SIGTERM or SIGINT came; the run is saved."""
+
+    def __init__(self, signum: int, saved: Path) -> None:
+        super().__init__(f"{signal.Signals(signum).name}: saved {saved}; continue with --resume")
+        self.signum = signum
+
+
+def train(config: SVGConfig, training: TrainConfig, log_dir: Path, resume: bool = False) -> Path:
+    """Train a model; returns the GIF of its last samples.
+
+    Under log_dir: checkpoints/, samples/ (PNG and GIF of every epoch), losses.csv and losses.png, tensorboard/.
+
+    Raises ValueError or FileNotFoundError for data, settings or a log_dir that do not fit, CheckpointError where a run
+    cannot be resumed, NonFiniteLoss, and `Interrupted` when a signal ended the run in good order.
+    """
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    device = torch.device(training.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    data, test_frames, digits = make_data(config, training)
+    torch.manual_seed(training.seed)
+    model = SVG(config).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.lr, betas=(0.9, 0.999), fused=True)
+    generator = torch.Generator().manual_seed(training.seed)
+
+    folder = prepare_folder(log_dir)
+    first = 0
+    saved = checkpoint.find_all(folder)
+    if saved and not resume:
+        raise ValueError(f"{log_dir} already holds a run ({saved[-1].name}); give --resume or another --log-dir")
+    if saved:
+        last = checkpoint.load(saved[-1])
+        checkpoint.check_same(last, config, training, digits)
+        last.restore(model, optimizer, generator)
+        first = last.step
+        logger.info("resuming %s at step %d", log_dir, first)
+
+    def sample(epoch: int) -> Path:
+        path = log_dir / SAMPLES / f"epoch-{epoch:03d}.gif"
+        write_strips(path, model, test_frames.to(device), training.n_samples, seed=training.seed)
+        return path
+
+    total = training.niter * training.epoch_size
+    if first >= total:
+        logger.info("%s already has the %d steps asked for", log_dir, total)
+        return sample(first // training.epoch_size)
+    with Report(log_dir, first, total, training) as report, catch_signals() as signals:
+        for step, frames in enumerate(batches(data, training.batch_size, first, total), start=first + 1):
+            out = model(frames.to(device, non_blocking=True), generator=generator)
+            optimizer.zero_grad(set_to_none=True)
+            out.loss.backward()
+            # reading a loss back stalls an accelerator: there, not every step
+            if device.type == "cpu" or step % 10 == 0:
+                check_finite(out, model, step, saved)
+                report.step(step, out)
+            optimizer.step()
+            ends_epoch = step % training.epoch_size == 0
+            if ends_epoch or signals or (training.checkpoint_every and step % training.checkpoint_every == 0):
+                check_finite(out, model, step, saved)
+                report.flush()
+                saved.append(checkpoint.save(folder, step, model, optimizer, generator, training, digits))
+            if signals:
+                raise Interrupted(signals[0], saved[-1])
+            if ends_epoch:
+                strips = sample(step // training.epoch_size)
+                report.epoch(step, strips)
+    return strips
+
+
+def make_data(config: SVGConfig, training: TrainConfig) -> tuple[MovingMNIST, Tensor, int]:
+    """Training clips, the fixed test clips (B, n_eval, C, H, W) of the sample strips, and the digits' CRC-32."""
+    if training.dataset != "smmnist":
+        raise ValueError(f"this version trains on smmnist, got a preset of {training.dataset}")
+    if config.channels != 1:
+        raise ValueError(f"SM-MNIST has one channel, got channels = {config.channels}")
+    if training.n_eval <= config.n_past:
+        raise ValueError(f"n_eval must be more than n_past = {config.n_past}, got {training.n_eval}")
+    if training.download and training.data_root is not None:
+        download_mnist(training.data_root)
+    digits, test_digits = (load_digits(training.data_root, split) for split in ("train", "test"))
+
+    def clips(images: Tensor, n_frames: int, seed: int) -> MovingMNIST:
+        return MovingMNIST(
+            images,
+            n_frames,
+            num_digits=training.num_digits,
+            image_size=config.image_size,
+            motion=training.motion,
+            seed=seed,
+            length=2**62,
+        )
+
+    test = clips(test_digits, training.n_eval, training.seed + 1).clips(range(TEST_CLIPS)).frames
+    return clips(digits, config.n_past + config.n_future, training.seed), test, zlib.crc32(digits.numpy().tobytes())
+
+
+def batches(data: MovingMNIST, batch_size: int, first: int, last: int) -> Iterator[Tensor]:
+    """Frames (B, T, 1, H, W) of the steps first + 1 .. last, the next batch in the making while one is trained on."""
+
+    def make(step: int) -> Tensor:
+        return data.clips(range(step * batch_size, (step + 1) * batch_size)).frames
+
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(make, first)
+        for step in range(first + 1, last + 1):
+            frames = coming.result()
+            if step < last:
+                coming = worker.submit(make, step)
+            yield frames
+
+
+def check_finite(out: SVGOutput, model: SVG, step: int, saved: list[Path]) -> None:
+    """NonFiniteLoss, saying what to look at, unless the loss and all parameters are finite."""
+    broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
+    if out.loss.isfinite() and not broken:
+        return
+    terms = f"mse {out.mse.item():g}, kl {out.kl.item():g}"
+    culprits = broken or [
+        name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+    ]
+    where = f"; first non-finite {'parameter' if broken else 'gradient'}: {culprits[0]}" if culprits else ""
+    kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
+    raise NonFiniteLoss(
+        f"the loss is not finite at step {step}: {terms}{where}. Look at a smaller --lr (an exploding kl: a smaller"
+        f" --beta), then at the data; {kept}"
+    )
+
+
+def prepare_folder(log_dir: Path) -> Path:
+    """Make the run's folders, and see that they can be written to: now, not after the first epoch."""
+    folder = log_dir / CHECKPOINTS
+    try:
+        for path in (folder, log_dir / SAMPLES):
+            path.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "probe") as part:
+            part.touch()
+        (folder / "probe").unlink()
+    except OSError as error:
+        raise OSError(f"cannot write to --log-dir {log_dir}: {error.strerror or error}") from error
+    return folder
+
+
+@contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGINT append themselves to; a second one of the same kind acts as it always did."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # Python delivers signals to the main thread alone
+        return
+    previous = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        caught.append(signum)
+        signal.signal(signum, previous[signal.Signals(signum)])
+
+    for signum in previous:
+        signal.signal(signum, handle)
+    try:
+        yield caught
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
