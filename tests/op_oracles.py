@@ -5,6 +5,7 @@ Every oracle takes the op's own arguments by name and returns the op's outputs a
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ def noise_element(element: int, seed: int, offset: int = 0) -> float:
     return float(np.sqrt(-2 * np.log(u1)) * turn(2 * np.pi * u2))
 
 
+@functools.cache
 def noise(shape: torch.Size, seed: int, offset: int = 0) -> Tensor:
     elements = [noise_element(element, seed, offset) for element in range(shape.numel())]
     return torch.tensor(elements, dtype=torch.float64).view(shape)

@@ -98,9 +98,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
 @pytest.mark.parametrize(("content", "message"), [b[1:] for b in BROKEN], ids=[b[0] for b in BROKEN])
-def test_broken_idx_is_told_in_little_memory(
-    tmp_path: Path, content: bytes, message: str, packed: bool
-) -> None:
+def test_broken_idx_is_told_in_little_memory(tmp_path: Path, content: bytes, message: str, packed: bool) -> None:
     write(tmp_path, TRAIN + ".gz" * packed, gzip.compress(content, 1) if packed else content)
     tracemalloc.start()
     try:
@@ -125,9 +123,7 @@ CORRUPT = {
 @pytest.mark.parametrize("content", CORRUPT.values(), ids=CORRUPT.keys())
 def test_corrupt_gzip_is_told(tmp_path: Path, content: bytes) -> None:
     write(tmp_path, f"{TRAIN}.gz", content)
-    with pytest.raises(
-        ValueError, match=rf"{TRAIN}.gz must be a whole gzip file, got a truncated or corrupt"
-    ):
+    with pytest.raises(ValueError, match=rf"{TRAIN}.gz must be a whole gzip file, got a truncated or corrupt"):
         load_digits(tmp_path, "train")
 
 

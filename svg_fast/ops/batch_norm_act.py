@@ -30,8 +30,8 @@ def batch_norm_act(
     G = `steps` time steps of N images lie one after another along dimension 0, as the published loop would have
     presented them one by one.
 
-    x (G * N, C, H, W), contiguous or channels_last; weight, bias (C,) -> y like x, and the steps' mean and population
-    variance (G, C), in float32 or wider; no gradient flows through those two.
+    x (G * N, C, H, W), fastest where contiguous or channels_last; weight, bias (C,) -> y like x, and the steps' mean
+    and population variance (G, C), in float32 or wider; no gradient flows through those two.
 
     Raises ValueError on a shape, device or activation that does not fit, and where a step has one value per channel.
     """
@@ -51,6 +51,8 @@ def batch_norm_act(
             "batch statistics need more than one value per channel, got one image of 1 x 1; use a batch of two or more,"
             " or running statistics"
         )
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        x = x.contiguous()  # so that kernels meet two layouts only
     y, mean, var = _fwd(x, weight, bias, steps, activation, negative_slope, eps)
     return y, mean, var
 
@@ -73,7 +75,7 @@ def update_running_statistics(
     Each presentation is running = (1 - momentum) * running + momentum * statistic, so a statistic followed by k more
     presentations keeps the weight momentum * (1 - momentum)**k: the whole series is one weighted sum.
 
-    Raises ValueError on a shape, device or momentum that does not fit, TypeError on a dtype that is not floating point.
+    Raises ValueError on a shape, device or momentum that does not fit, TypeError on a dtype that does not.
     """
     check_floating("mean", mean)
     check_rank("mean", mean, "G, C")
@@ -88,6 +90,8 @@ def update_running_statistics(
     check_shape("repeats", repeats, (steps,))
     if repeats.device.type != "cpu":
         raise ValueError(f"repeats must be on the CPU, got {repeats.device}")
+    if repeats.is_complex():
+        raise TypeError(f"repeats must be real counts, got {repeats.dtype}")
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be in [0, 1], got {momentum}")
     keep = (1 - momentum) ** repeats.to(torch.float64)

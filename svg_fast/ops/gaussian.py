@@ -80,6 +80,8 @@ def _check_sample(
             raise ValueError("give seed or eps, not both: eps takes the place of the noise that seed would draw")
         check_like("eps", eps, mu)
         check_shape("eps", eps, mu.shape)
+        if eps.requires_grad:
+            raise ValueError("eps must be noise without a gradient, got a tensor that requires one")
         return eps, None
     if seed is None:
         seed = torch.randint(_SEED_LIMIT - 1, (2,))

@@ -1,0 +1,38 @@
+# `make train` learns Stochastic Moving MNIST on a fresh machine; `make test` is what CI runs.
+
+PYTHON ?= python3
+TORCH := torch==2.13.0
+BIN := .venv/bin
+SOURCES := svg_fast tests benchmarks
+
+.PHONY: build train test lint types unit bench clean
+
+build: .venv/built
+
+.venv/built: pyproject.toml Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,dev]"
+	touch $@
+
+train: build
+	$(BIN)/svg-fast train smmnist-small --resume
+
+test: lint types unit
+
+lint: build
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: build
+	$(BIN)/mypy
+
+unit: build
+	$(BIN)/pytest
+
+# Every benchmark against its peer in one run; needs a quiet machine.
+bench: build
+	$(BIN)/pytest benchmarks --benchmark-json=benchmarks/results/latest.json
+
+clean:
+	rm -rf .venv build *.egg-info runs

@@ -1,0 +1,87 @@
+"""Damaged, foreign and future checkpoints are refused with a sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from tiny_run import CONFIG, TRAINING
+
+from svg_fast import SVG
+from svg_fast.training import CheckpointError, checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model = SVG(CONFIG)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.rand(2, 4, 1, 64, 64)).loss.backward()
+    optimizer.step()
+    return checkpoint.save(tmp_path, 7, model, optimizer, torch.Generator(), TRAINING, digits=5)
+
+
+def rewrite(path: Path, **header: object) -> None:
+    """The same file with some of its metadata changed."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() | {key: json.dumps(value) for key, value in header.items()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    safetensors.torch.save_file(tensors, path, metadata)
+
+
+def test_round_trip(saved: Path) -> None:
+    loaded = checkpoint.load(saved)
+    assert (loaded.step, loaded.config, loaded.training, loaded.digits) == (7, CONFIG, TRAINING, 5)
+    model = SVG(CONFIG)
+    optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr)
+    generator = torch.Generator()
+    loaded.restore(model, optimizer, generator)
+    again = checkpoint.save(saved.parent, 8, model, optimizer, generator, TRAINING, digits=5)
+    tensors = checkpoint.load(again).tensors
+    assert tensors.keys() == loaded.tensors.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in loaded.tensors.items())
+
+
+def test_truncated_anywhere(saved: Path) -> None:
+    data = saved.read_bytes()
+    for size in {0, 4, 100, *range(1024, len(data), len(data) // 40), len(data) - 1}:
+        saved.write_bytes(data[:size])
+        with pytest.raises(CheckpointError, match=r"truncated or not a checkpoint"):
+            checkpoint.load(saved)
+
+
+def test_not_a_checkpoint(saved: Path) -> None:
+    torch.save({"pickled": 1}, saved)
+    with pytest.raises(CheckpointError, match="truncated or not a checkpoint"):
+        checkpoint.load(saved)
+    safetensors.torch.save_file({"x": torch.zeros(1)}, saved)
+    with pytest.raises(CheckpointError, match="a safetensors file, but not a checkpoint of svg_fast"):
+        checkpoint.load(saved)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(saved.with_name("missing.safetensors"))
+
+
+def test_from_a_newer_version(saved: Path) -> None:
+    rewrite(saved, version=2)
+    with pytest.raises(CheckpointError, match="has checkpoint format 2, this svg_fast reads up to 1: upgrade it"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("header", [{"config": {"variant": "vae"}}, {"step": None}, {"training": {"speed": 3}}])
+def test_damaged_header(saved: Path, header: dict[str, object]) -> None:
+    rewrite(saved, **header)
+    with pytest.raises(CheckpointError, match="has a damaged header"):
+        checkpoint.load(saved)
+
+
+def test_of_another_configuration(saved: Path) -> None:
+    loaded = checkpoint.load(saved)
+    checkpoint.check_same(loaded, CONFIG, replace(TRAINING, niter=99, checkpoint_every=1), digits=5)
+    checkpoint.check_same(loaded, replace(CONFIG, time_chunk=1, recompute=True), TRAINING, digits=5)
+    with pytest.raises(
+        CheckpointError, match=r"another configuration \(z_dim: 2, not 3; the digits: another data_root\)"
+    ):
+        checkpoint.check_same(loaded, replace(CONFIG, z_dim=3), TRAINING, digits=6)
