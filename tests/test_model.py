@@ -133,6 +133,7 @@ CLIP = torch.full((2, 4, 1, 64, 64), 0.5)
         (CLIP * torch.nan, ValueError, "got values from nan to nan"),
         (CLIP.int(), TypeError, "uint8, or floating point in .0, 1., got torch.int32"),
         (CLIP[:, :2], ValueError, "longer than its n_past = 2 conditioning frames, got 2 frames"),
+        (CLIP[:0], ValueError, r"at least one clip, got shape \[0, 4, 1, 64, 64\]"),
         (CLIP[:1], ValueError, "more than one value per channel.*a batch of two or more, or running statistics"),
     ],
 )

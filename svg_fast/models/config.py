@@ -17,8 +17,11 @@ class SVGConfig:
     """Settings of an `SVG` model; names and defaults are the paper's (SM-MNIST).
 
     variant: lp (learned prior), fp (fixed prior) or det (deterministic baseline: no z, no KL).
-    image_size: height and width in pixels, 64 or 128. nf: base width, channels of the first encoder stage.
+    backbone: encoder and decoder, dcgan or vgg. image_size: height and width in pixels, 64 or 128. channels: of a
+    frame. nf: base width, channels of the first encoder stage.
+    g_dim: frame feature; z_dim: latent; rnn_size: hidden units of each LSTM; *_rnn_layers: their stacks' heights.
     n_past, n_future: frames conditioned on, and frames predicted in training; a training clip has their sum.
+    beta: weight of the KL term in the loss.
     last_frame_skip: every step takes the skip connections of the frame before it, not of a conditioning frame.
     skip: past the conditioning frames, "published" takes the skips of frame n_past - 2, as the 2018 weights were
     trained; "paper" those of the last conditioning frame, n_past - 1 (frames counted from 0).

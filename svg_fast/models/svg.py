@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from . import dcgan, generation, vgg
-from .config import SVGConfig, check_conditioning
+from .config import Statistics, SVGConfig, check_conditioning
 from .frame_network import FrameDecoder, FrameEncoder, channels_last
 from .recurrent import LSTM, GaussianLSTM
 
@@ -91,18 +91,29 @@ class SVG(nn.Module):
         mse, kl = mse_per_step.sum(), kl_per_step.sum()
         return SVGOutput(mse + config.beta * kl, mse, kl, mse_per_step, kl_per_step, prediction.transpose(0, 1))
 
-    def sample(self, frames: Tensor, n_future: int, n_samples: int = 1, **options: Any) -> Tensor:
-        """Generate futures; see `svg_fast.models.generation.sample`.
+    def sample(
+        self,
+        frames: Tensor,
+        n_future: int,
+        n_samples: int = 1,
+        *,
+        statistics: Statistics | None = None,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Generate futures of given frames; options and errors are those of `svg_fast.models.generation.sample`.
 
         frames (B, n_past, C, H, W) -> (n_samples, B, n_past + n_future, C, H, W), the given frames first.
         """
-        return generation.sample(self, frames, n_future, n_samples, **options)
+        return generation.sample(self, frames, n_future, n_samples, statistics=statistics, eps=eps, generator=generator)
 
     def prepare_frames(self, frames: Tensor) -> Tensor:
         """Checked frames (B, T, C, H, W), in [0, 1] and in the model's dtype."""
         size = self.config.image_size
         if frames.dim() != 5:
             raise ValueError(f"frames must have 5 dimensions (B, T, C, H, W), got shape {list(frames.shape)}")
+        if not frames.shape[0]:
+            raise ValueError(f"frames must hold at least one clip, got shape {list(frames.shape)}")
         wanted = (self.config.channels, size, size)
         if tuple(frames.shape[2:]) != wanted:
             raise ValueError(f"frames must be (B, T, {wanted[0]}, {size}, {size}), got shape {list(frames.shape)}")
@@ -196,7 +207,7 @@ class SVG(nn.Module):
         if weight.device.type != "cpu":
             return torch.iinfo(torch.int64).max
         side = self.config.image_size // (2 if self.config.backbone == "dcgan" else 1)
-        return max(1, _CPU_ACTIVATION_BYTES // (self.config.nf * side * side * weight.element_size() * max(batch, 1)))
+        return max(1, _CPU_ACTIVATION_BYTES // (self.config.nf * side * side * weight.element_size() * batch))
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call, or call under activation recomputation."""
