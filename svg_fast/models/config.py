@@ -106,7 +106,7 @@ PRESETS: dict[str, SVGConfig] = {
     for dataset, config in _DATASETS.items()
     for variant in get_args(Variant)
 }
-# Not the paper's: SVG-LP that learns visibly in minutes on two CPU cores.
+# Not the paper's: SVG-LP that learns one digit visibly in minutes on two CPU cores.
 PRESETS["smmnist-small"] = SVGConfig(nf=16, g_dim=64, rnn_size=128)
 
 

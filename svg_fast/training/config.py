@@ -79,5 +79,7 @@ _PRESETS = {
     "smmnist": _PAPER,
     "kth": replace(_PAPER, dataset="kth", lr=8e-4),
     "bair": replace(_PAPER, dataset="bair"),
-    "smmnist-small": replace(_PAPER, niter=6, epoch_size=200, batch_size=16, n_eval=20, checkpoint_every=100),
+    "smmnist-small": replace(
+        _PAPER, niter=8, epoch_size=200, batch_size=16, num_digits=1, n_eval=20, checkpoint_every=100
+    ),
 }
