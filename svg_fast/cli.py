@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from . import __version__
 from .models import SVGConfig, preset
-from .training.checkpoint import CheckpointError
-from .training.config import TrainConfig, training_preset
+from .training import NonFiniteLoss, TrainConfig, training_preset
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", SVGConfig, TrainConfig)
 
-_EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, CheckpointError)
+# What a user can mend; anything else is a defect, and shows its stack trace.
+_EXPECTED = (ValueError, OSError, ImportError, NonFiniteLoss)
 
 
 def options_of(cls: type[Any]) -> Callable[[Command], Command]:
@@ -37,7 +38,7 @@ def options_of(cls: type[Any]) -> Callable[[Command], Command]:
 
 def _option(field: Field[Any], hint: Any) -> Callable[[Command], Command]:
     name = "--" + field.name.replace("_", "-")
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (Union, UnionType):
         (hint,) = (part for part in get_args(hint) if part is not NoneType)
     if hint is bool:
         return click.option(f"{name}/--no-{name[2:]}", field.name, default=None)
@@ -60,7 +61,13 @@ def cli() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 
-@cli.command("train")
+def _settings_help() -> str:
+    """The settings' own documentation, kept as it is laid out (click's \\b)."""
+    parts = (inspect.cleandoc(cls.__doc__ or "").partition("\n\nRaises")[0] for cls in (TrainConfig, SVGConfig))
+    return "\n\n".join("\b\n" + paragraph for part in parts for paragraph in part.split("\n\n"))
+
+
+@cli.command("train", epilog=_settings_help())
 @click.argument("name", metavar="PRESET")
 @click.option("--log-dir", type=click.Path(path_type=Path), help="Folder of the run [default: runs/PRESET].")
 @click.option("--resume", is_flag=True, help="Continue the run in --log-dir from its last checkpoint, if it has one.")
@@ -69,10 +76,10 @@ def cli() -> None:
 def train_command(name: str, log_dir: Path | None, resume: bool, **given: Any) -> None:
     """Train a model with the paper's settings for PRESET: smmnist|kth|bair-lp|fp|det, or smmnist-small.
 
-    Options change single settings; they are the fields of svg_fast.SVGConfig and svg_fast.training.TrainConfig.
+    Options change single settings, explained below under their names.
     """
     config, training = override(preset(name), given), override(training_preset(name), given)
-    from .training.loop import Interrupted, train  # TensorBoard takes seconds to import: not for --help
+    from .training import Interrupted, train
 
     try:
         strips = train(config, training, log_dir or Path("runs") / name, resume)
@@ -96,8 +103,8 @@ def figure_command(name: str, out: Path | None) -> None:
     click.echo(out)
 
 
-def main() -> None:
-    """Entry point: an error that a user can mend is one sentence, not a stack trace."""
+def run() -> None:
+    """Run the command line; an error that a user can mend is one sentence, not a stack trace."""
     try:
         cli.main(prog_name="svg-fast")
     except _EXPECTED as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
     It has the same name, and so the same ending, in a folder of its own. The bytes are on disk before the name is.
     """
     path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+    try:
+        with _part_of(path) as part:
+            yield part
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say what it was full for
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process left in `folder` that was killed while `replacing` a file."""
+    for left in folder.glob(f"{_PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+_PREFIX = ".writing-"
+
+
+@contextmanager
+def _part_of(path: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_PREFIX) as folder:
         part = Path(folder) / path.name
         yield part
         for flush in (part, path.parent):

@@ -38,7 +38,7 @@ def test_round_trip(saved: Path) -> None:
     model = SVG(CONFIG)
     optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr)
     generator = torch.Generator()
-    loaded.restore(model, optimizer, generator)
+    assert loaded.into(model, optimizer, generator) == 7
     again = checkpoint.save(saved.parent, 8, model, optimizer, generator, TRAINING, digits=5)
     tensors = checkpoint.load(again).tensors
     assert tensors.keys() == loaded.tensors.keys()
@@ -70,10 +70,43 @@ def test_from_a_newer_version(saved: Path) -> None:
         checkpoint.load(saved)
 
 
-@pytest.mark.parametrize("header", [{"config": {"variant": "vae"}}, {"step": None}, {"training": {"speed": 3}}])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"config": {"variant": "vae"}},
+        {"config": {"nf": 2.5}},
+        {"config": {"last_frame_skip": "no"}},
+        {"config": {"nf": 2**62}},
+        {"config": []},
+        {"step": None},
+        {"step": float("inf")},
+        {"version": "x"},
+        {"version": None},
+        {"training": {"speed": 3}},
+    ],
+    ids=str,
+)
 def test_damaged_header(saved: Path, header: dict[str, object]) -> None:
     rewrite(saved, **header)
     with pytest.raises(CheckpointError, match="has a damaged header"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("header", [{"config": {"nf": 2**20}}, {"config": {"variant": "fp"}}, {"step": -5}], ids=str)
+def test_header_that_its_tensors_contradict(saved: Path, header: dict[str, object]) -> None:
+    """Refused before anything of the claimed size is allocated."""
+    rewrite(saved, **header)
+    with pytest.raises(CheckpointError, match="does not hold what its header says"):
+        checkpoint.load(saved)
+
+
+def test_a_missing_tensor(saved: Path) -> None:
+    with safetensors.safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del tensors["optimizer.exp_avg.prior.embed.bias"]
+    safetensors.torch.save_file(tensors, saved, metadata)
+    with pytest.raises(CheckpointError, match=r"first: optimizer\.exp_avg\.prior\.embed\.bias"):
         checkpoint.load(saved)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_run import CONFIG, TRAINING
 
 
 def svg_fast(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,6 +28,7 @@ def svg_fast(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["train", "smmnist-lp", "--n-past", "1"], "n_past = 1 leaves the published skip without a frame"),
         (["train", "smmnist-lp", "--data-root", "/nowhere"], "no MNIST train images in /nowhere"),
         (["train", "kth-fp"], "this version trains on smmnist, got a preset of kth"),
+        (["train", "smmnist-lp", "--device", "nowhere"], "device must be one that torch can use here, got 'nowhere'"),
         (["trian"], "No such command 'trian'"),
         (["figure", "velocity", "--out", "picture.jpg"], "path must end in .png, got 'picture.jpg'"),
     ],
@@ -54,6 +57,34 @@ def test_figure_velocity(tmp_path: Path) -> None:
     with Image.open(tmp_path / "velocity.png") as image:
         assert image.width > image.height
     assert len((tmp_path / "velocity.csv").read_text().splitlines()) == 1 + 9 * 9
+
+
+def test_every_option_is_taken(tmp_path: Path) -> None:
+    options = {**{f.name: f.default for f in fields(CONFIG)}, **{f.name: f.default for f in fields(TRAINING)}}
+    options |= {name: value for c in (CONFIG, TRAINING) for name, value in vars(c).items()}
+    options |= {"generation_statistics": "running", "time_chunk": 2, "checkpoint_every": 1, "niter": 1, "epoch_size": 1}
+    options |= {"data_root": None, "download": False}
+    given = []
+    for name, value in options.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            given.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
+            given += [f"--{option}", str(value)]
+    done = svg_fast("train", "smmnist-lp", "--log-dir", str(tmp_path), *given)
+    assert done.returncode == 0, done.stderr
+    assert "samples: " in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["click", "tqdm", "tensorboard", "PIL"])
+def test_without_the_extra(missing: str) -> None:
+    """A plain install has the model; the command line names the extra that it needs."""
+    code = f"import sys; sys.modules[{missing!r}] = None; import svg_fast, svg_fast.training; "
+    run = "sys.argv[1:] = ['train', 'smmnist-small']; from svg_fast.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code + run], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    assert "pip install 'svg_fast[train]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_help_names_the_papers_options() -> None:

@@ -89,9 +89,9 @@ BROKEN = [
     ("labels", idx(magic=0x801), "idx file of uint8 images .*got 0x00000801"),
     ("floats", idx(magic=0xD03), "got 0x00000d03"),
     ("other size", idx(size=27), "of 28x28, got 3 images of 27x27"),
-    ("no images", idx(0), "1 to 1000000 images of 28x28, got 0 images"),
+    ("no images", idx(0), "1 to 100000 images of 28x28, got 0 images"),
     ("huge claim", idx(claim=2**32 - 1), "got 4294967295 images"),
-    ("great claim", idx(claim=1_000_000), "784000000 bytes of pixels for its 1000000 images, got only 2352"),
+    ("great claim", idx(claim=100_000), "78400000 bytes of pixels for its 100000 images, got only 2352"),
     ("bomb", idx() + bytes(50_000_000), "got more"),
 ]
 
@@ -191,14 +191,14 @@ def test_download_keeps_what_is_there(tmp_path: Path, mirror: Path) -> None:
 @pytest.mark.parametrize("content", [PACKED + b"x", PACKED[:-1], b""], ids=["changed", "truncated", "empty"])
 def test_bad_download_leaves_nothing(tmp_path: Path, mirror: Path, content: bytes) -> None:
     write(mirror, f"{TRAIN}.gz", content)
-    with pytest.raises(RuntimeError, match=rf"could not download {TRAIN}.gz .*SHA-256 must be .*, got "):
+    with pytest.raises(ConnectionError, match=rf"could not download {TRAIN}.gz .*SHA-256 must be .*, got "):
         download_mnist(tmp_path / "root", [url(mirror)])
     assert list((tmp_path / "root").iterdir()) == []
 
 
 def test_endless_download_is_cut_off(tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits_module, "_MAX_DOWNLOAD", 1000)
-    with pytest.raises(RuntimeError, match=r"\(1000 bytes\)"):
+    with pytest.raises(ConnectionError, match=r"\(1000 bytes\)"):
         download_mnist(tmp_path / "root", [url(mirror)])
     assert list((tmp_path / "root").iterdir()) == []
 
@@ -228,7 +228,7 @@ def liar() -> Iterator[str]:
 
 
 def test_broken_connection_goes_on_to_the_next_mirror(tmp_path: Path, mirror: Path, liar: str) -> None:
-    with pytest.raises(RuntimeError, match=f"could not download {TRAIN}.gz .*{liar}"):
+    with pytest.raises(ConnectionError, match=f"could not download {TRAIN}.gz .*{liar}"):
         download_mnist(tmp_path / "root", [liar])
     assert list((tmp_path / "root").iterdir()) == []
     download_mnist(tmp_path / "root", [liar, url(mirror)])

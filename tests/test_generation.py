@@ -9,6 +9,8 @@ import pytest
 import torch
 from test_parity import SMALL, clip, pair, relative
 
+from svg_fast import SVG
+
 N_PAST, N_FUTURE, SAMPLES, BATCH = 3, 3, 3, 2
 
 
@@ -22,7 +24,8 @@ def test_samples_are_the_oracles(variant: Any, backbone: Any, skip: str, statist
     frames, _, _ = clip(model.config, N_PAST, BATCH)
     eps = torch.randn(N_PAST + N_FUTURE - 1, SAMPLES, BATCH, model.config.z_dim, dtype=torch.float64)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    video = model.sample(frames, N_FUTURE, SAMPLES, statistics=statistics, eps=eps)
+    noise = None if variant == "det" else eps
+    video = model.sample(frames, N_FUTURE, SAMPLES, statistics=statistics, eps=noise)
     oracle.train(statistics == "batch")
     running = oracle.state_dict()
     for k in range(SAMPLES):
@@ -67,7 +70,7 @@ def test_noise_follows_the_generator_and_uint8_frames_are_the_same_frames() -> N
     [
         ((1, 3, 1, 64, 64), {}, 'batch of one clip.*statistics="running"'),
         ((2, 1, 1, 64, 64), {}, 'n_past = 1 leaves the published skip without a frame.*skip="paper"'),
-        ((2, 3, 1, 64, 64), {"n_future": 0}, "must be longer than its n_past = 3 conditioning frames, got 3"),
+        ((2, 3, 1, 64, 64), {"n_future": 0}, "n_future must be at least 1, got 0"),
         ((2, 3, 1, 64, 64), {"statistics": "both"}, '"batch" or "running", got \'both\''),
         (
             (2, 3, 1, 64, 64),
@@ -81,6 +84,19 @@ def test_wrong_use(frames: tuple[int, ...], options: dict[str, Any], message: st
     model, _ = pair(SMALL)
     with pytest.raises(ValueError, match=message):
         model.sample(torch.zeros(frames), **{"n_future": 2, **options})
+
+
+def test_noise_of_another_dtype_and_counts() -> None:
+    for variant in ("lp", "fp"):
+        model = SVG(replace(SMALL, variant=variant))
+        eps = torch.randn(4, 1, 2, SMALL.z_dim, dtype=torch.float64)
+        assert model.sample(torch.rand(2, 3, 1, 64, 64), 2, eps=eps).dtype == torch.float32
+    with pytest.raises(ValueError, match="n_samples must be at least 1, got 0"):
+        model.sample(torch.zeros(2, 3, 1, 64, 64), 2, 0)
+    with pytest.raises(ValueError, match="the given frames must be at least 1, got 0"):
+        model.sample(torch.zeros(2, 0, 1, 64, 64), 2)
+    with pytest.raises(ValueError, match="deterministic model has no latent"):
+        SVG(replace(SMALL, variant="det")).sample(torch.zeros(2, 3, 1, 64, 64), 2, eps=eps)
 
 
 def test_running_statistics_take_a_single_clip() -> None:

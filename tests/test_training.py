@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from tiny_run import CONFIG, TRAINING, command, run
 from torch import Tensor
 
 from svg_fast import SVG
+from svg_fast.evaluation.strips import make_rows
+from svg_fast.models.config import Variant
 from svg_fast.training import CheckpointError, NonFiniteLoss, checkpoint, load_model, train, training_preset
 from svg_fast.training.loop import make_data
 
@@ -89,6 +92,7 @@ def test_killed_anywhere_and_resumed_is_bit_for_bit_the_undisturbed_run(
 ) -> None:
     """SIGKILL at random moments, from before the first checkpoint to after the last, until one run gets through."""
     moments = random.Random(seed)
+    ends = []
     for _ in range(3):
         process = subprocess.Popen(command(tmp_path, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         steps = moments.randrange(STEPS)
@@ -96,7 +100,8 @@ def test_killed_anywhere_and_resumed_is_bit_for_bit_the_undisturbed_run(
             time.sleep(0.002)
         time.sleep(moments.random() * 0.05)
         process.kill()
-        process.wait()
+        ends.append(process.wait())
+    assert -signal.SIGKILL in ends
     assert run(tmp_path, "--resume").returncode == 0
     assert_same(tensors(tmp_path), tensors(undisturbed))
 
@@ -107,10 +112,19 @@ def logged(log_dir: Path) -> int:
     return int(saved[-1].stem.removeprefix("step-")) + 1 if saved else 0
 
 
+LONGER = ("--niter", "1", "--checkpoint-every", "0", "--epoch-size", "300")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    log_dir = tmp_path_factory.mktemp("longer")
+    assert run(log_dir, *LONGER).returncode == 0
+    return log_dir
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves(undisturbed: Path, tmp_path: Path, signum: signal.Signals) -> None:
-    endless = command(tmp_path, "--niter", "100000", "--checkpoint-every", "0", "--epoch-size", "1000000")
-    process = subprocess.Popen(endless, stderr=subprocess.PIPE, text=True)
+def test_a_signal_saves_and_leaves(undisturbed_longer: Path, tmp_path: Path, signum: signal.Signals) -> None:
+    process = subprocess.Popen(command(tmp_path, *LONGER), stderr=subprocess.PIPE, text=True)
     csv = tmp_path / "losses.csv"
     while not csv.exists():
         time.sleep(0.05)
@@ -123,7 +137,10 @@ def test_a_signal_saves_and_leaves(undisturbed: Path, tmp_path: Path, signum: si
     assert "continue with --resume" in errors
     assert "Traceback" not in errors
     (saved,) = checkpoint.find_all(tmp_path / "checkpoints")
-    assert checkpoint.load(saved).step >= 1
+    assert 1 <= checkpoint.load(saved).step < 300
+    assert run(tmp_path, *LONGER, "--resume").returncode == 0
+    assert_same(tensors(tmp_path, 300), tensors(undisturbed_longer, 300))
+    assert (tmp_path / "losses.csv").read_text() == (undisturbed_longer / "losses.csv").read_text()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -153,16 +170,76 @@ def test_an_interrupted_save_leaves_the_checkpoint_before(tmp_path: Path, monkey
     def full(path: Path, data: bytes) -> int:
         with path.open("wb") as file:
             file.write(data[: len(data) // 2])
-        raise OSError(28, "No space left on device", str(path))
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match=r"No space left on device: .*step-00000008\.safetensors"):
         train(CONFIG, TRAINING, tmp_path, resume=True)
     monkeypatch.undo()
     assert [n for n in sorted(p.name for p in tmp_path.rglob("*")) if not n.startswith("events")] == [
         n for n in before if not n.startswith("events")
     ]
     train(CONFIG, TRAINING, tmp_path, resume=True)
+
+
+def test_resuming_mends_what_a_crash_left(undisturbed: Path, tmp_path: Path) -> None:
+    """Half a row in losses.csv, a half-written checkpoint's folder, pictures that were never drawn."""
+    train(CONFIG, replace(TRAINING, niter=1), tmp_path)
+    with (tmp_path / "losses.csv").open("a") as csv:
+        csv.write("\n7,0.1,\xff\n8")
+    (tmp_path / "checkpoints" / ".writing-abc").mkdir()
+    (tmp_path / "samples" / "epoch-001.gif").unlink()
+    train(CONFIG, TRAINING, tmp_path, resume=True)
+    assert_same(tensors(tmp_path), tensors(undisturbed))
+    assert (tmp_path / "losses.csv").read_text() == (undisturbed / "losses.csv").read_text()
+    assert (tmp_path / "samples" / "epoch-001.gif").exists()
+    assert not (tmp_path / "checkpoints" / ".writing-abc").exists()
+
+
+def test_a_damaged_checkpoint_names_the_one_before(tmp_path: Path) -> None:
+    train(CONFIG, TRAINING, tmp_path)
+    newest = checkpoint.find_all(tmp_path / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"delete it to go on from step-00000010\.safetensors"):
+        train(CONFIG, TRAINING, tmp_path, resume=True)
+    newest.unlink()
+    train(CONFIG, TRAINING, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("variant", ["fp", "det"])
+def test_the_other_variants_train(variant: Variant, tmp_path: Path) -> None:
+    assert train(replace(CONFIG, variant=variant), replace(TRAINING, niter=1), tmp_path).exists()
+
+
+def test_strips_show_the_best_sample_and_leave_the_model_alone() -> None:
+    torch.manual_seed(0)
+    model = SVG(CONFIG)
+    for parameter in model.frame_predictor.parameters():
+        parameter.data.mul_(30)  # samples that differ
+    frames = torch.rand(3, 5, 1, 64, 64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    truth, best, *rest = make_rows(model, frames, n_samples=6, seed=0)
+    assert [row.label for row in (truth, best, *rest)] == ["truth", "best of 6", "random 1", "random 2", "posterior"]
+    assert [row.n_given for row in (truth, best, *rest)] == [5, 2, 2, 2, 1]
+
+    samples = model.sample(frames[:, :2], 3, 6, generator=torch.Generator().manual_seed(0))
+
+    def psnr(video: Tensor, clip: int) -> float:
+        """Mean over the predicted frames, in dB."""
+        errors = [float((video[t] - frames[clip, t]).square().mean()) for t in range(2, 5)]
+        return sum(10 * math.log10(1 / error) for error in errors) / len(errors)
+
+    for clip in range(3):
+        scores = [psnr(video[clip], clip) for video in samples]
+        assert max(scores) - min(scores) > 1e-3
+        assert psnr(best.frames[clip], clip) == pytest.approx(max(scores), abs=1e-6)
+    with torch.no_grad():
+        posterior = model(frames, torch.zeros(4, 3, CONFIG.z_dim)).prediction
+    torch.testing.assert_close(rest[-1].frames[:, 1:], posterior)
+    model.load_state_dict(before)
+    make_rows(model, frames, n_samples=2, seed=0)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_run_is_not_overwritten(undisturbed: Path) -> None:
@@ -201,6 +278,7 @@ def test_settings_of_the_paper() -> None:
         ({"motion": "circular"}, "motion must be one of uniform, nonuniform, deterministic, got 'circular'"),
         ({"download": True}, "download needs a data_root"),
         ({"checkpoint_every": -1}, "checkpoint_every must not be negative, got -1"),
+        ({"seed": 2**63}, "seed must be below 2\\*\\*63 - 1, got 9223372036854775808"),
     ],
 )
 def test_wrong_settings(change: dict[str, object], message: str) -> None:

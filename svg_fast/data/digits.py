@@ -43,7 +43,7 @@ _TIMEOUT_SECONDS = 30.0
 _IDX_IMAGES = 0x00000803  # unsigned bytes in three dimensions
 _IDX_HEADER = struct.Struct(">IIII")
 _MNIST_SIZE = 28
-_MAX_IMAGES = 1_000_000
+_MAX_IMAGES = 100_000  # MNIST has 60,000; the limit bounds what a small gz can unfold to
 _FOLDERS = (".", "mnist", "MNIST/raw")
 _NAMES = {
     "train": ("train-images-idx3-ubyte", "train*-images-idx3-ubyte"),
@@ -80,7 +80,7 @@ def download_mnist(data_root: str | Path, mirrors: Sequence[str] = MIRRORS) -> N
     Each file is checked against its SHA-256 before it appears under its name.
 
     Raises:
-        RuntimeError: no mirror (a URL ending in a slash, tried in order) gave a file with the right checksum.
+        ConnectionError: no mirror (a URL ending in a slash, tried in order) gave a file with the right checksum.
     """
     root = Path(data_root)
     root.mkdir(parents=True, exist_ok=True)

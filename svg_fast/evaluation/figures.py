@@ -51,7 +51,7 @@ def loss_figure(csv: Path, path: Path) -> None:
         smooth = np.convolve(values, np.full(width, 1 / width), mode="valid")
         axis.plot(step, values, color="C0", alpha=0.25, linewidth=0.8)
         axis.plot(step[width - 1 :], smooth, color="C0")
-        axis.set_yscale("log")
+        axis.set_yscale("log" if (values > 0).all() else "linear")  # the baseline has no kl
         axis.set_xlabel("step")
         axis.set_title(name)
         axis.grid(alpha=0.3)

@@ -1,6 +1,6 @@
 """Sample strips, as in figures 1 and 2 of the paper: rows of frames for fixed clips, as one PNG and one animated GIF.
 
-Rows: the truth, the best of n samples (by PSNR over the predicted frames), two random ones, and the reconstruction by
+Rows: the truth, the best of n samples (by their mean PSNR), two random ones, and the reconstruction by
 the approximate posterior's mean. Given frames have a green edge, generated ones a red edge.
 """
 
@@ -53,25 +53,31 @@ def make_rows(model: SVG, frames: Tensor, n_samples: int, seed: int) -> list[Row
     truth = model.prepare_frames(frames)
     generator = torch.Generator().manual_seed(seed)
     samples = model.sample(frames[:, :n_past], n_frames - n_past, n_samples, generator=generator)
-    error = (samples - truth)[:, :, n_past:].square().mean(dim=(2, 3, 4, 5))
-    clips = torch.arange(len(frames), device=error.device)
+    psnr = -10 * (samples - truth)[:, :, n_past:].square().mean(dim=(3, 4, 5)).log10()  # (S, B, T)
+    best = psnr.mean(dim=2).argmax(dim=0)
     rows = [Row("truth", truth, n_frames)]
     if model.config.variant == "det":
         return [*rows, Row("predicted", samples[0], n_past)]
-    rows.append(Row(f"best of {n_samples}", samples[error.argmin(0), clips], n_past))
+    rows.append(Row(f"best of {n_samples}", samples[best, torch.arange(len(frames), device=best.device)], n_past))
     rows += [Row(f"random {k + 1}", samples[k], n_past) for k in range(min(_RANDOM_ROWS, n_samples))]
-    return [*rows, Row("posterior", reconstruct(model, frames), n_past)]
+    return [*rows, Row("posterior", reconstruct(model, frames), 1)]
 
 
 @torch.no_grad()
 def reconstruct(model: SVG, frames: Tensor) -> Tensor:
-    """Each frame predicted from the true ones before it and the posterior's mean: (B, T, C, H, W), the first given."""
-    training = model.training
-    eps = torch.zeros(frames.shape[1] - 1, len(frames), model.config.z_dim, device=frames.device)
+    """Each frame predicted from the true ones before it and the posterior's mean: (B, T, C, H, W), the first given.
+
+    BatchNorm as in `SVG.sample`; mode and running statistics of the model are left as they were.
+    """
+    mode, running = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
+    eps = None
+    if model.config.variant != "det":
+        eps = torch.zeros(frames.shape[1] - 1, len(frames), model.config.z_dim, device=frames.device)
     try:
-        out = model.eval()(frames, None if model.config.variant == "det" else eps)
+        out = model.train(model.config.sampling_statistics() == "batch")(frames, eps)
     finally:
-        model.train(training)
+        model.train(mode)
+        model.load_state_dict(running, strict=False)
     return torch.cat((model.prepare_frames(frames[:, :1]), out.prediction), dim=1)
 
 

@@ -28,7 +28,7 @@ class SVGConfig:
     generation_statistics: BatchNorm in `sample`: "batch" or "running"; None is how the variant was published
     (lp: batch, otherwise running).
     time_chunk: time steps that encoder and decoder take at once; None lets the device decide. recompute: activations
-    are computed again in the backward pass instead of kept. Neither changes a number, only time and memory.
+    are computed again in the backward pass instead of kept. Both change time and memory, the result by rounding alone.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -49,7 +49,7 @@ class SVGConfig:
     beta: float = 1e-4
     last_frame_skip: bool = False
     skip: Skip = "published"
-    generation_statistics: Statistics | None = None
+    generation_statistics: Statistics | None = field(default=None, compare=False)
     time_chunk: int | None = field(default=None, compare=False)
     recompute: bool = field(default=False, compare=False)
 
@@ -63,6 +63,10 @@ class SVGConfig:
         if not self.beta >= 0:
             raise ValueError(f"beta must not be negative, got {self.beta}")
         check_conditioning(self, self.n_past, self.n_past + self.n_future)
+
+    def sampling_statistics(self) -> Statistics:
+        """BatchNorm in generation: what is set, or how the variant was published."""
+        return self.generation_statistics or ("batch" if self.variant == "lp" else "running")
 
     def skip_frames(self, n_past: int, n_frames: int) -> int:
         """How many frames' skips the decoder uses: step j of the n_frames - 1 takes those of frame min(j, this - 1)."""

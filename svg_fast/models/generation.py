@@ -42,8 +42,11 @@ def sample(
     x = model.prepare_frames(frames).transpose(0, 1)
     n_past, batch = x.shape[:2]
     n_frames = n_past + n_future
+    for name, count in (("the given frames", n_past), ("n_future", n_future), ("n_samples", n_samples)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
     check_conditioning(config, n_past, n_frames)
-    batch_statistics = _uses_batch(statistics or config.generation_statistics or _PUBLISHED[config.variant], batch)
+    batch_statistics = _uses_batch(statistics or config.sampling_statistics(), batch)
     noise = _noise(model, (n_frames - 1, n_samples, batch, config.z_dim), eps, generator)
 
     encoder_weights, weights = model.encoder.weights(), model.decoder.weights()
@@ -73,9 +76,6 @@ def sample(
             if config.last_frame_skip:
                 halves = model.decoder.skip_halves(skips, weights)
     return torch.stack(video, dim=2)
-
-
-_PUBLISHED: dict[str, Statistics] = {"lp": "batch", "fp": "running", "det": "running"}
 
 
 class _Latent:
@@ -118,8 +118,12 @@ def _uses_batch(statistics: Statistics, batch: int) -> bool:
 
 
 def _noise(model: SVG, shape: tuple[int, ...], eps: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    """The caller's noise, checked, or fresh noise of the given shape (steps, S, B, z_dim)."""
+    """The caller's noise, checked, or fresh noise of the given shape (steps, S, B, z_dim); none for the baseline."""
     weight = model.frame_predictor.embed.weight
+    if model.config.variant == "det":
+        if eps is not None:
+            raise ValueError("the deterministic model has no latent: eps must be None")
+        return weight.new_empty(shape[0], 0)
     if eps is None:
         device = weight.device if generator is None else generator.device
         return torch.randn(shape, generator=generator, device=device, dtype=weight.dtype).to(weight.device)
@@ -127,4 +131,4 @@ def _noise(model: SVG, shape: tuple[int, ...], eps: Tensor | None, generator: to
         raise ValueError(
             f"eps must have shape {list(shape)} (n_past + n_future - 1, S, B, z_dim), got {list(eps.shape)}"
         )
-    return eps
+    return eps.to(weight)

@@ -108,8 +108,10 @@ class SVG(nn.Module):
         return generation.sample(self, frames, n_future, n_samples, statistics=statistics, eps=eps, generator=generator)
 
     def prepare_frames(self, frames: Tensor) -> Tensor:
-        """Checked frames (B, T, C, H, W), in [0, 1] and in the model's dtype."""
-        size = self.config.image_size
+        """Frames (B, T, C, H, W), checked (their range on the CPU only), in [0, 1] and in the model's dtype."""
+        weight, size = self.frame_predictor.embed.weight, self.config.image_size
+        if frames.device != weight.device:
+            raise ValueError(f"frames must be on the model's device {weight.device}, got {frames.device}")
         if frames.dim() != 5:
             raise ValueError(f"frames must have 5 dimensions (B, T, C, H, W), got shape {list(frames.shape)}")
         if not frames.shape[0]:
@@ -117,9 +119,8 @@ class SVG(nn.Module):
         wanted = (self.config.channels, size, size)
         if tuple(frames.shape[2:]) != wanted:
             raise ValueError(f"frames must be (B, T, {wanted[0]}, {size}, {size}), got shape {list(frames.shape)}")
-        dtype = self.frame_predictor.embed.weight.dtype
         if frames.dtype == torch.uint8:
-            return frames.to(dtype) / 255
+            return frames.to(weight.dtype) / 255
         if not frames.is_floating_point():
             raise TypeError(f"frames must be uint8, or floating point in [0, 1], got {frames.dtype}")
         # off the CPU the check would stall the device, and a traced graph cannot raise
@@ -127,7 +128,7 @@ class SVG(nn.Module):
             low, high = (float(bound) for bound in torch.aminmax(frames.detach()))
             if not (low >= 0 and high <= 1):
                 raise ValueError(f"frames must lie in [0, 1] (or be uint8), got values from {low:g} to {high:g}")
-        return frames.to(dtype)
+        return frames.to(weight.dtype)
 
     def _infer(
         self, features: Tensor, eps: Tensor | None, generator: torch.Generator | None

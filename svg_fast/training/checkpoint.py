@@ -41,15 +41,16 @@ class Checkpoint:
     digits: int  # CRC-32 of the digits trained on
     tensors: dict[str, Tensor]
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """Put a run back to where it was."""
+    def into(self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
+        """Put a run back to where it was; returns the step."""
         model.load_state_dict(self._under("model."))
-        state = {}
-        for k, name in enumerate(dict(model.named_parameters())):
-            entries = {key: f"optimizer.{key}.{name}" for key in _ADAM_STATE}
-            state[k] = {key: self.tensors[entry] for key, entry in entries.items() if entry in self.tensors}
+        state = {
+            k: {key: self.tensors[f"optimizer.{key}.{name}"] for key in _ADAM_STATE}
+            for k, (name, _) in enumerate(model.named_parameters())
+        }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         generator.set_state(self.tensors["generator"])
+        return self.step
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
@@ -103,21 +104,32 @@ def load(path: Path) -> Checkpoint:
         with path.open("rb"):
             pass
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            version = _version(metadata, path)
-            if version > FORMAT_VERSION:
-                raise CheckpointError(
-                    f"{path} has checkpoint format {version}, this svg_fast reads up to {FORMAT_VERSION}: upgrade it"
-                )
+            header = _read_header(file.metadata() or {}, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or not a checkpoint ({error})") from error
+    # whatever a damaged or hostile header makes of Python, it is the file that is wrong
     try:
-        header = {key: json.loads(value) for key, value in metadata.items()}
         config, training = _from_json(SVGConfig, header["config"]), _from_json(TrainConfig, header["training"])
-        return Checkpoint(int(header["step"]), config, training, int(header["digits"]), tensors)
-    except (KeyError, TypeError, ValueError) as error:
+        found = Checkpoint(int(header["step"]), config, training, int(header["digits"]), tensors)
+        unlike = _unlike(found)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error})") from error
+    if unlike or found.step < 0:
+        raise CheckpointError(f"{path} does not hold what its header says (first: {unlike or 'a negative step'})")
+    return found
+
+
+def _unlike(found: Checkpoint) -> str | None:
+    """The first tensor that is missing or of another shape; the model is built without memory, whatever its size."""
+    with torch.device("meta"):
+        model = SVG(found.config)
+    wanted = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        shapes = (torch.Size(()), parameter.shape, parameter.shape)
+        wanted |= {f"optimizer.{key}.{name}": shape for key, shape in zip(_ADAM_STATE, shapes, strict=True)}
+    wanted["generator"] = torch.Generator().get_state().shape
+    return next((n for n, shape in wanted.items() if n not in found.tensors or found.tensors[n].shape != shape), None)
 
 
 def load_model(path: str | Path) -> SVG:
@@ -142,10 +154,19 @@ def find_all(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8,}", path.stem))
 
 
-def _version(metadata: dict[str, str], path: Path) -> int:
+def _read_header(metadata: dict[str, str], path: Path) -> dict[str, Any]:
     if metadata.get("format") != '"svg_fast.checkpoint"':
         raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of svg_fast")
-    return int(metadata.get("version", "0"))
+    try:
+        header = {key: json.loads(value) for key, value in metadata.items()}
+        version = int(header["version"])
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a damaged header ({error})") from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version}, this svg_fast reads up to {FORMAT_VERSION}: upgrade it"
+        )
+    return header
 
 
 def _to_json(config: Any) -> dict[str, Any]:
@@ -153,10 +174,12 @@ def _to_json(config: Any) -> dict[str, Any]:
 
 
 def _from_json(cls: type[Configuration], values: dict[str, Any]) -> Configuration:
-    known = {field.name for field in fields(cls)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(f"unknown settings {', '.join(unknown)}")
+    defaults = {field.name: field.default for field in fields(cls)}
+    for name, value in values.items():
+        default = defaults[name]
+        same = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+        if not same and default is not None and value is not None:
+            raise TypeError(f"{name} must be {type(default).__name__}, got {value!r}")
     if values.get("data_root") is not None:
         values["data_root"] = Path(values["data_root"])
     return cls(**values)

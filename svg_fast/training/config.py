@@ -11,6 +11,8 @@ from ..models.config import preset
 
 Dataset = Literal["smmnist", "kth", "bair"]
 
+_SEED_LIMIT = 2**63 - 1  # the next one is the test clips'
+
 
 def _free(default: Any) -> Any:
     """A setting that a resumed run may change: the parameters reached at a given step do not depend on it."""
@@ -51,6 +53,8 @@ class TrainConfig:
         for name, least in {"niter": 1, "epoch_size": 1, "batch_size": 2, "num_digits": 1, "n_samples": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.seed >= _SEED_LIMIT:
+            raise ValueError(f"seed must be below 2**63 - 1, got {self.seed}")
         for name in ("seed", "checkpoint_every", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

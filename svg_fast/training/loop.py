@@ -12,22 +12,24 @@ import logging
 import signal
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..data import MovingMNIST, download_mnist, load_digits
-from ..evaluation.strips import write_strips
-from ..files import replacing
+from ..files import remove_leftovers, replacing
 from ..models import SVG, SVGConfig, SVGOutput
 from . import checkpoint
 from .config import TrainConfig
-from .report import Report
+
+if TYPE_CHECKING:
+    from .report import Report
 
 logger = logging.getLogger("svg_fast")
 
@@ -53,59 +55,88 @@ def train(config: SVGConfig, training: TrainConfig, log_dir: Path, resume: bool 
     Under log_dir: checkpoints/, samples/ (PNG and GIF of every epoch), losses.csv and losses.png, tensorboard/.
 
     Raises ValueError or FileNotFoundError for data, settings or a log_dir that do not fit, CheckpointError where a run
-    cannot be resumed, NonFiniteLoss, and `Interrupted` when a signal ended the run in good order.
+    cannot be resumed, ImportError without the extra `train`, NonFiniteLoss, and `Interrupted` when a signal ended the
+    run in good order.
     """
-    if training.threads:
-        torch.set_num_threads(training.threads)
-    device = torch.device(training.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    report_class, write_strips = load_extras()
+    device = prepare_device(training)
     data, test_frames, digits = make_data(config, training)
     torch.manual_seed(training.seed)
     model = SVG(config).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=training.lr, betas=(0.9, 0.999), fused=True)
     generator = torch.Generator().manual_seed(training.seed)
-
     folder = prepare_folder(log_dir)
-    first = 0
     saved = checkpoint.find_all(folder)
     if saved and not resume:
         raise ValueError(f"{log_dir} already holds a run ({saved[-1].name}); give --resume or another --log-dir")
-    if saved:
-        last = checkpoint.load(saved[-1])
-        checkpoint.check_same(last, config, training, digits)
-        last.restore(model, optimizer, generator)
-        first = last.step
-        logger.info("resuming %s at step %d", log_dir, first)
+    first = restore(saved, config, training, digits).into(model, optimizer, generator) if saved else 0
+    total = max(first, training.niter * training.epoch_size)
 
-    def sample(epoch: int) -> Path:
-        path = log_dir / SAMPLES / f"epoch-{epoch:03d}.gif"
-        write_strips(path, model, test_frames.to(device), training.n_samples, seed=training.seed)
-        return path
+    def pictures(step: int) -> Path:
+        return log_dir / SAMPLES / f"epoch-{step // training.epoch_size:03d}.gif"
 
-    total = training.niter * training.epoch_size
-    if first >= total:
-        logger.info("%s already has the %d steps asked for", log_dir, total)
-        return sample(first // training.epoch_size)
-    with Report(log_dir, first, total, training) as report, catch_signals() as signals:
+    def sample(step: int) -> None:
+        write_strips(pictures(step), model, test_frames.to(device), training.n_samples, seed=training.seed)
+
+    with report_class(log_dir, first, total, training) as report, catch_signals() as signals:
+        # a run that was stopped after its checkpoint still owes that epoch's pictures
+        if saved and first % training.epoch_size == 0 and not pictures(first).exists():
+            sample(first)
         for step, frames in enumerate(batches(data, training.batch_size, first, total), start=first + 1):
             out = model(frames.to(device, non_blocking=True), generator=generator)
             optimizer.zero_grad(set_to_none=True)
             out.loss.backward()
+            ends_epoch = step % training.epoch_size == 0
             # reading a loss back stalls an accelerator: there, not every step
-            if device.type == "cpu" or step % 10 == 0:
+            if device.type == "cpu" or step % 10 == 0 or ends_epoch:
                 check_finite(out, model, step, saved)
                 report.step(step, out)
             optimizer.step()
-            ends_epoch = step % training.epoch_size == 0
             if ends_epoch or signals or (training.checkpoint_every and step % training.checkpoint_every == 0):
                 check_finite(out, model, step, saved)
                 report.flush()
                 saved.append(checkpoint.save(folder, step, model, optimizer, generator, training, digits))
+            if ends_epoch and not signals:
+                sample(step)
+                report.epoch(step, pictures(step))
             if signals:
                 raise Interrupted(signals[0], saved[-1])
-            if ends_epoch:
-                strips = sample(step // training.epoch_size)
-                report.epoch(step, strips)
-    return strips
+    return pictures(total)
+
+
+def load_extras() -> tuple[type[Report], Callable[..., None]]:
+    """What draws and reports, imported here so that the rest of the package works without it."""
+    try:
+        from ..evaluation.strips import write_strips
+        from .report import Report
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"training needs {error.name}, which is not installed: pip install 'svg_fast[train]'"
+        ) from error
+    return Report, write_strips
+
+
+def prepare_device(training: TrainConfig) -> torch.device:
+    """The device to train on, tried; ValueError if it cannot be used."""
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    name = training.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be one that torch can use here, got {name!r}") from error
+
+
+def restore(saved: list[Path], config: SVGConfig, training: TrainConfig, digits: int) -> checkpoint.Checkpoint:
+    """The newest checkpoint, if it continues a run of these settings; CheckpointError otherwise."""
+    try:
+        last = checkpoint.load(saved[-1])
+    except checkpoint.CheckpointError as error:
+        older = f"; delete it to go on from {saved[-2].name}" if len(saved) > 1 else ""
+        raise checkpoint.CheckpointError(f"{error}{older}") from error
+    checkpoint.check_same(last, config, training, digits)
+    logger.info("resuming at step %d", last.step)
+    return last
 
 
 def make_data(config: SVGConfig, training: TrainConfig) -> tuple[MovingMNIST, Tensor, int]:
@@ -173,6 +204,8 @@ def prepare_folder(log_dir: Path) -> Path:
     try:
         for path in (folder, log_dir / SAMPLES):
             path.mkdir(parents=True, exist_ok=True)
+        for path in (log_dir, folder, log_dir / SAMPLES):
+            remove_leftovers(path)
         with replacing(folder / "probe") as part:
             part.touch()
         (folder / "probe").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +15,7 @@ from ..models import SVGOutput
 from .config import TrainConfig
 
 _HEADER = "step,loss,mse,kl"
+_ROW = re.compile(r"\d+(,[-+.\deinfa]+){3}")
 
 
 class Report:
@@ -22,10 +24,12 @@ class Report:
     def __init__(self, log_dir: Path, first: int, last: int, training: TrainConfig) -> None:
         self.log_dir, self.training = log_dir, training
         self.csv = log_dir / "losses.csv"
-        # what an interrupted run logged past its checkpoint will be logged again
-        rows = self.csv.read_text().splitlines()[1:] if self.csv.exists() and first else []
+        # what an interrupted run logged past its checkpoint will be logged again; a row cut short is left out
+        rows = self.csv.read_text(errors="replace").splitlines() if self.csv.exists() and first else []
+        kept = [row for row in rows if _ROW.fullmatch(row) and int(row.split(",")[0]) <= first]
         with replacing(self.csv) as part:
-            part.write_text("\n".join([_HEADER, *(row for row in rows if int(row.split(",")[0]) <= first), ""]))
+            part.write_text("\n".join([_HEADER, *kept, ""]))
+        self.losses: list[tuple[float, ...]] = []  # of this epoch
         self.file = self.csv.open("a")
         self.writer = SummaryWriter(str(log_dir / "tensorboard"), purge_step=first + 1)
         self.bar = tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, smoothing=0.05)
@@ -37,6 +41,7 @@ class Report:
         """Log one training step; reads the losses back from the device."""
         n_frames = len(out.mse_per_step) + 1
         losses = {"loss": out.loss.item(), "mse": out.mse.item() / n_frames, "kl": out.kl.item() / n_frames}
+        self.losses.append(tuple(losses.values()))
         for name, value in losses.items():
             self.writer.add_scalar(f"train/{name}", value, step)
         self.file.write(f"{step},{','.join(f'{value:.9g}' for value in losses.values())}\n")
@@ -51,13 +56,8 @@ class Report:
         """Say how the epoch that ends at `step` went, and where its pictures are."""
         self.flush()
         loss_figure(self.csv, self.log_dir / "losses.png")
-        rows = self.csv.read_text().splitlines()[1:]
-        last = [
-            [float(value) for value in row.split(",")]
-            for row in rows
-            if int(row.split(",")[0]) > step - self.training.epoch_size
-        ]
-        loss, mse, kl = (sum(column) / len(last) for column in list(zip(*last, strict=True))[1:])
+        loss, mse, kl = (sum(column) / len(column) for column in zip(*self.losses, strict=True))
+        self.losses.clear()
         epoch = step // self.training.epoch_size
         self.bar.write(f"epoch {epoch}/{self.training.niter}: loss {loss:.4f}, mse {mse:.5f}, kl {kl:.3f}; {strips}")
 
