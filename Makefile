@@ -3,15 +3,16 @@
 PYTHON ?= python3
 TORCH := torch==2.13.0
 BIN := .venv/bin
-SOURCES := svg_fast tests benchmarks
+SOURCES := svg_fast tests benchmarks setup.py
+COMPILED := setup.py CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.cpp)
 
 .PHONY: build train test lint types unit bench clean
 
 build: .venv/built
 
-.venv/built: pyproject.toml Makefile
+.venv/built: pyproject.toml Makefile $(COMPILED)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "setuptools>=77" wheel cmake ninja
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,dev]"
 	touch $@
 
@@ -35,4 +36,4 @@ bench: build
 	$(BIN)/pytest benchmarks --benchmark-json=benchmarks/results/latest.json
 
 clean:
-	rm -rf .venv build *.egg-info runs
+	rm -rf .venv build *.egg-info svg_fast/*.so runs

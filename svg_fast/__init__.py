@@ -1,7 +1,9 @@
 """Stochastic Video Generation (Denton & Fergus 2018), fast and exact."""
 
-from . import backend, ops
+from . import backend, kernels, ops
 from .models import SVG, SVGConfig, SVGOutput, preset
 
 __version__ = "0.1.0"
 __all__ = ["SVG", "SVGConfig", "SVGOutput", "backend", "ops", "preset"]
+
+kernels.load()

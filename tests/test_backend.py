@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +33,8 @@ def sample() -> torch.Tensor:
 
 def test_ops_are_the_declared_ones() -> None:
     names = ("batch_norm_act", "gaussian_kl", "gaussian_rsample", "gaussian_rsample_kl", "lstm_layer", "lstm_step")
-    assert backend.ops() == [f"{name}_{way}" for name in names for way in ("bwd", "fwd")]
+    differentiable = [f"{name}_{way}" for name in names for way in ("bwd", "fwd")]
+    assert backend.ops() == [*differentiable, "moving_mnist_clips"]
 
 
 def test_table_has_every_op_on_cpu_and_cuda() -> None:
@@ -40,6 +42,12 @@ def test_table_has_every_op_on_cpu_and_cuda() -> None:
     assert list(table) == backend.ops()
     assert all(set(row) == {"cpu", "cuda"} for row in table.values())
     assert {served for row in table.values() for served in row.values()} <= {"kernel", "reference"}
+
+
+def test_kernels_serve_where_they_could_be_built() -> None:
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler: the references serve")
+    assert [op for op in backend.ops() if backend.served_by(op) == "kernel"] == ["moving_mnist_clips"]
 
 
 @pytest.mark.usefixtures("kernel")

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from ..files import replacing
+from ..reference.moving_mnist import DIGIT_SIZE
 
 logger = logging.getLogger("svg_fast")
 
 Split = Literal["train", "test"]
-DIGIT_SIZE = 32
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",

@@ -9,13 +9,13 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Motion = Literal["uniform", "nonuniform", "deterministic"]
 MOTIONS: tuple[Motion, ...] = get_args(Motion)
 MAX_SPEED = 4
 _STEPS = 2 * MAX_SPEED + 1
-
-IntArray = npt.NDArray[np.int64]
 
 
 def velocity_probabilities(motion: Motion, wall_x: int = 0, wall_y: int = 0) -> npt.NDArray[np.float64]:
@@ -54,31 +54,16 @@ def velocity_probabilities(motion: Motion, wall_x: int = 0, wall_y: int = 0) -> 
     return np.asarray(weight / weight.sum(), dtype=np.float64)
 
 
-class VelocitySampler:
-    """The velocities of one motion, drawn by inverting their cumulative distributions: a 32-bit word each."""
+def velocity_table(motion: Motion) -> tuple[Tensor, Tensor]:
+    """The distributions of a motion for `moving_mnist_clips`, which draws from them with one 32-bit word.
 
-    def __init__(self, motion: Motion) -> None:
-        self._reflects = motion == "deterministic"
-        walls = (0,) if self._reflects else (-1, 0, 1)
-        tables = [velocity_probabilities(motion, x, y).reshape(-1).cumsum() for x in walls for y in walls]
-        # Table r holds the upper bounds of its cells, shifted by r * 2**32: all tables are one sorted array,
-        # and a single searchsorted serves digits at any mixture of walls.
-        bounds = [np.rint((r + cdf / cdf[-1]) * 2.0**32) for r, cdf in enumerate(tables)]
-        self._bounds: IntArray = np.concatenate(bounds).astype(np.int64)
-        cells = np.indices((_STEPS, _STEPS)).reshape(2, -1).T - MAX_SPEED
-        self._velocities: IntArray = np.tile(cells, (len(tables), 1))
-        self._no_wall = len(tables) // 2
-
-    def start(self, words: IntArray) -> IntArray:
-        """words (N,) in [0, 2**32) -> first velocities (N, 2), (dx, dy) in pixels per frame."""
-        return self._draw((self._no_wall << 32) + words)
-
-    def rebound(self, velocities: IntArray, walls: IntArray, words: IntArray) -> IntArray:
-        """velocities (N, 2) before a hit, walls (N, 2) of -1, 0 or +1, words (N,) -> velocities after it."""
-        if self._reflects:
-            return np.where(walls != 0, -velocities, velocities)
-        table = 3 * walls[:, 0] + walls[:, 1] + self._no_wall
-        return self._draw((table << 32) + words)
-
-    def _draw(self, keys: IntArray) -> IntArray:
-        return self._velocities[np.searchsorted(self._bounds, keys, side="right")]
+    Returns:
+        bounds (9, 81) int64, or (1, 81) for deterministic motion: row 3 * wall_x + wall_y + 4 holds where the
+        interval of each velocity ends in [0, 2**32].
+        velocities (81, 2) int64: (dx, dy) in pixels per frame.
+    """
+    walls = (0,) if motion == "deterministic" else (-1, 0, 1)
+    cumulative = np.stack([velocity_probabilities(motion, x, y).reshape(-1).cumsum() for x in walls for y in walls])
+    bounds = np.rint(cumulative / cumulative[:, -1:] * 2.0**32).astype(np.int64)
+    velocities = np.indices((_STEPS, _STEPS)).reshape(2, -1).T - MAX_SPEED
+    return torch.from_numpy(bounds), torch.from_numpy(np.ascontiguousarray(velocities))

@@ -3,6 +3,7 @@
 from .batch_norm_act import batch_norm_act, update_running_statistics
 from .gaussian import gaussian_kl, gaussian_rsample, gaussian_rsample_kl
 from .lstm import lstm_layer, lstm_step
+from .moving_mnist import moving_mnist_clips
 
 __all__ = [
     "batch_norm_act",
@@ -11,5 +12,6 @@ __all__ = [
     "gaussian_rsample_kl",
     "lstm_layer",
     "lstm_step",
+    "moving_mnist_clips",
     "update_running_statistics",
 ]

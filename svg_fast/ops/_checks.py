@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,11 @@ def check_rank(name: str, tensor: Tensor, axes: str) -> None:
         raise ValueError(f"{name} must have {rank} dimensions ({axes}), got shape {list(tensor.shape)}")
 
 
+def check_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+
+
 def check_floating(name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
@@ -27,5 +33,9 @@ def check_floating(name: str, tensor: Tensor) -> None:
 def check_like(name: str, tensor: Tensor, like: Tensor) -> None:
     """Same device, and floating point (the dtype may differ: autocast mixes them)."""
     check_floating(name, tensor)
+    check_device(name, tensor, like)
+
+
+def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
     if tensor.device != like.device:
         raise ValueError(f"{name} must be on {like.device} like the first argument, got {tensor.device}")

@@ -1,0 +1,56 @@
+// What every kernel's host function uses: checks that say what was wanted and what came.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <sstream>
+#include <string>
+
+#ifdef __CUDACC__
+#define SVG_HOST_DEVICE __host__ __device__
+#else
+#define SVG_HOST_DEVICE
+#endif
+
+namespace svg_fast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename Sizes>
+std::string shape_text(const Sizes& sizes) {
+  std::ostringstream text;
+  const char* separator = "[";
+  for (const int64_t size : sizes) {
+    text << separator << size;
+    separator = ", ";
+  }
+  text << (sizes.size() == 0 ? "[]" : "]");
+  return text.str();
+}
+
+inline void check_rank(const char* name, const Tensor& tensor, int64_t rank) {
+  STD_TORCH_CHECK(tensor.dim() == rank, name, " must have ", rank, " dimensions, got shape ",
+                  shape_text(tensor.sizes()));
+}
+
+inline void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape) {
+  const auto sizes = tensor.sizes();
+  const bool same = std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
+  STD_TORCH_CHECK(same, name, " must have shape ", shape_text(shape), ", got ", shape_text(sizes));
+}
+
+inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype) {
+  const ScalarType got = tensor.scalar_type();
+  STD_TORCH_CHECK(got == dtype, name, " must be ", dtype, ", got ", got);
+}
+
+inline void check_at_least(const char* name, int64_t value, int64_t least) {
+  STD_TORCH_CHECK(value >= least, name, " must be at least ", least, ", got ", value);
+}
+
+}  // namespace svg_fast

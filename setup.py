@@ -1,0 +1,94 @@
+"""Packaging of the compiled kernels: CMakeLists.txt says how they are built, pyproject.toml says the rest.
+
+An install without them works and is slower, so what is missing for a build is told in one sentence and forgiven.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+COMPILERS = ("c++", "g++", "clang++")
+
+
+class BuildError(Exception):
+    """Why there are no kernels, in words that fit after a colon."""
+
+
+def find(tool: str) -> str | None:
+    """Where a tool is, those that pip installed beside this interpreter first."""
+    folders = (sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))
+    return shutil.which(tool, path=os.pathsep.join(folders))
+
+
+def find_tools() -> dict[str, str]:
+    """Paths of cmake, ninja and the compiler that CXX names, or else the usual ones."""
+    named = shlex.split(os.environ.get("CXX", ""))[:1]
+    wanted = {"cmake": ["cmake"], "ninja": ["ninja"], "a C++ compiler": named or list(COMPILERS)}
+    found = {what: next(filter(None, map(find, names)), "") for what, names in wanted.items()}
+    there = [f"{what} at {path}" for what, path in found.items() if path]
+    missing = [f"{what} ({', '.join(wanted[what])})" for what, path in found.items() if not path]
+    if importlib.util.find_spec("torch") is None:
+        missing.append("PyTorch (install it first, then this package with --no-build-isolation)")
+    if missing:
+        raise BuildError(f"missing {' and '.join(missing)}; found {' and '.join(there) or 'nothing'}")
+    return found
+
+
+def reason(output: str) -> str:
+    """The first error in what a tool printed; CMake writes it below its heading."""
+    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()] or ["no output"]
+    first = next((k for k, line in enumerate(lines) if "error" in line.lower()), len(lines) - 1)
+    heading = lines[first].startswith("CMake Error")
+    return " ".join(lines[first + 1 : first + 4]) if heading else lines[first]
+
+
+def run(*command: str | Path) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"{Path(command[0]).name} failed with {reason(done.stdout)!r}")
+
+
+class CMakeBuild(build_ext):
+    """Builds the one extension with CMake and Ninja."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")).with_suffix(".so"))  # no Python in it, so no Python version
+
+    def copy_extensions_to_source(self) -> None:
+        (ROOT / "svg_fast" / "_kernels.so").unlink(missing_ok=True)  # of an earlier editable install
+        super().copy_extensions_to_source()
+
+    def build_extension(self, ext: Extension) -> None:
+        library = Path(self.get_ext_fullpath(ext.name)).resolve()
+        library.unlink(missing_ok=True)
+        try:
+            self.compile(library.parent)
+            if not library.exists():
+                raise BuildError(f"CMake made no {library.name}")
+        except (BuildError, OSError) as error:
+            self.warn(f"svg_fast is installed without compiled kernels, slower references take their place: {error}")
+
+    def compile(self, target: Path) -> None:
+        tools = find_tools()
+        folder = Path(self.build_temp).resolve()
+        run(
+            *(tools["cmake"], "-S", ROOT, "-B", folder, "-G", "Ninja", "--fresh"),
+            f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+        )
+        run(tools["cmake"], "--build", folder)
+
+
+setup(ext_modules=[Extension("svg_fast._kernels", sources=[], optional=True)], cmdclass={"build_ext": CMakeBuild})
