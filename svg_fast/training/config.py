@@ -84,6 +84,6 @@ _PRESETS = {
     "kth": replace(_PAPER, dataset="kth", lr=8e-4),
     "bair": replace(_PAPER, dataset="bair"),
     "smmnist-small": replace(
-        _PAPER, niter=8, epoch_size=200, batch_size=16, num_digits=1, n_eval=20, checkpoint_every=100
+        _PAPER, niter=6, epoch_size=250, batch_size=8, num_digits=1, n_eval=20, checkpoint_every=125
     ),
 }

@@ -13,7 +13,6 @@ import signal
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -167,18 +166,13 @@ def make_data(config: SVGConfig, training: TrainConfig) -> tuple[MovingMNIST, Te
 
 
 def batches(data: MovingMNIST, batch_size: int, first: int, last: int) -> Iterator[Tensor]:
-    """Frames (B, T, 1, H, W) of the steps first + 1 .. last, the next batch in the making while one is trained on."""
+    """Frames (B, T, 1, H, W) of the steps first + 1 .. last.
 
-    def make(step: int) -> Tensor:
-        return data.clips(range(step * batch_size, (step + 1) * batch_size)).frames
-
-    with ThreadPoolExecutor(1) as worker:
-        coming = worker.submit(make, first)
-        for step in range(first + 1, last + 1):
-            frames = coming.result()
-            if step < last:
-                coming = worker.submit(make, step)
-            yield frames
+    Made where they are wanted: a batch takes microseconds, and a second thread's parallel regions would cost the
+    model's far more than that (measured: 1.6 times the step).
+    """
+    for step in range(first, last):
+        yield data.clips(range(step * batch_size, (step + 1) * batch_size)).frames
 
 
 def check_finite(out: SVGOutput, model: SVG, step: int, saved: list[Path]) -> None:
