@@ -33,6 +33,7 @@ unit: build
 
 # Every benchmark against its peer in one run; needs a quiet machine.
 bench: build
+	mkdir -p benchmarks/results
 	$(BIN)/pytest benchmarks --benchmark-json=benchmarks/results/latest.json
 
 clean:
