@@ -95,7 +95,9 @@ def download_mnist(data_root: str | Path, mirrors: Sequence[str] = MIRRORS) -> N
             except (OSError, ValueError, http.client.HTTPException) as error:
                 failures.append(f"{mirror}: {error}")
         else:
-            raise RuntimeError(f"could not download {name} to {root}: {'; '.join(failures) or 'no mirror was given'}")
+            raise ConnectionError(
+                f"could not download {name} to {root}: {'; '.join(failures) or 'no mirror was given'}"
+            )
 
 
 def _download(url: str, path: Path, sha256: str) -> None:
