@@ -15,7 +15,7 @@ import click
 
 from . import __version__
 from .models import SVGConfig, preset
-from .training import NonFiniteLoss, TrainConfig, training_preset
+from .training import Interrupted, NonFiniteLoss, TrainConfig, train, training_preset
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", SVGConfig, TrainConfig)
@@ -79,8 +79,6 @@ def train_command(name: str, log_dir: Path | None, resume: bool, **given: Any) -
     Options change single settings, explained below under their names.
     """
     config, training = override(preset(name), given), override(training_preset(name), given)
-    from .training import Interrupted, train
-
     try:
         strips = train(config, training, log_dir or Path("runs") / name, resume)
     except Interrupted as stop:

@@ -151,7 +151,8 @@ def check_same(checkpoint: Checkpoint, config: SVGConfig, training: TrainConfig,
 
 def find_all(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8,}", path.stem))
+    found = (path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8,}", path.stem))
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
 
 
 def _read_header(metadata: dict[str, str], path: Path) -> dict[str, Any]:

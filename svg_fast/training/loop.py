@@ -91,14 +91,15 @@ def train(config: SVGConfig, training: TrainConfig, log_dir: Path, resume: bool 
                 check_finite(out, model, step, saved)
                 report.step(step, out)
             optimizer.step()
-            if ends_epoch or signals or (training.checkpoint_every and step % training.checkpoint_every == 0):
+            stopping = bool(signals)  # read once: a signal that comes later is the next step's, or the epoch's end's
+            if ends_epoch or stopping or (training.checkpoint_every and step % training.checkpoint_every == 0):
                 check_finite(out, model, step, saved)
                 report.flush()
                 saved.append(checkpoint.save(folder, step, model, optimizer, generator, training, digits))
-            if ends_epoch and not signals:
+            if ends_epoch and not stopping:
                 sample(step)
                 report.epoch(step, pictures(step))
-            if signals:
+            if stopping or (ends_epoch and signals):
                 raise Interrupted(signals[0], saved[-1])
     return pictures(total)
 
