@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH := torch==2.13.0
 BIN := .venv/bin
 SOURCES := svg_fast tests benchmarks setup.py
-COMPILED := setup.py CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.cpp)
+COMPILED := setup.py CMakeLists.txt $(shell find csrc -name "*.h" -o -name "*.cpp")
 
 .PHONY: build train test lint types unit bench clean
 
@@ -12,7 +12,7 @@ build: .venv/built
 
 .venv/built: pyproject.toml Makefile $(COMPILED)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "setuptools>=77" wheel cmake ninja
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "setuptools>=77" wheel cmake ninja pybind11
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,dev]"
 	touch $@
 

@@ -38,8 +38,9 @@ def find_tools() -> dict[str, str]:
     found = {what: next(filter(None, map(find, names)), "") for what, names in wanted.items()}
     there = [f"{what} at {path}" for what, path in found.items() if path]
     missing = [f"{what} ({', '.join(wanted[what])})" for what, path in found.items() if not path]
-    if importlib.util.find_spec("torch") is None:
-        missing.append("PyTorch (install it first, then this package with --no-build-isolation)")
+    for package, name in (("torch", "PyTorch"), ("pybind11", "pybind11")):
+        if importlib.util.find_spec(package) is None:
+            missing.append(f"{name} (install it first, then this package with --no-build-isolation)")
     if missing:
         raise BuildError(f"missing {' and '.join(missing)}; found {' and '.join(there) or 'nothing'}")
     return found
@@ -53,20 +54,20 @@ def reason(output: str) -> str:
     return " ".join(lines[first + 1 : first + 4]) if heading else lines[first]
 
 
-def run(*command: str | Path) -> None:
+def run(*command: str | Path) -> str:
+    """What a tool printed."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise BuildError(f"{Path(command[0]).name} failed with {reason(done.stdout)!r}")
+    return done.stdout
 
 
 class CMakeBuild(build_ext):
     """Builds the one extension with CMake and Ninja."""
 
-    def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split(".")).with_suffix(".so"))  # no Python in it, so no Python version
-
     def copy_extensions_to_source(self) -> None:
-        (ROOT / "svg_fast" / "_kernels.so").unlink(missing_ok=True)  # of an earlier editable install
+        for earlier in (ROOT / "svg_fast").glob("*.so"):  # of an earlier editable install
+            earlier.unlink()
         super().copy_extensions_to_source()
 
     def build_extension(self, ext: Extension) -> None:
@@ -82,13 +83,14 @@ class CMakeBuild(build_ext):
     def compile(self, target: Path) -> None:
         tools = find_tools()
         folder = Path(self.build_temp).resolve()
-        run(
+        configured = run(
             *(tools["cmake"], "-S", ROOT, "-B", folder, "-G", "Ninja", "--fresh"),
             f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
         )
         run(tools["cmake"], "--build", folder)
+        self.announce(next(line for line in configured.splitlines() if "svg_fast:" in line), level=2)
 
 
-setup(ext_modules=[Extension("svg_fast._kernels", sources=[], optional=True)], cmdclass={"build_ext": CMakeBuild})
+setup(ext_modules=[Extension("svg_fast._C", sources=[], optional=True)], cmdclass={"build_ext": CMakeBuild})

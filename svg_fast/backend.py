@@ -9,7 +9,10 @@ from typing import Literal
 
 import torch
 
+from .kernels import build_info
 from .ops._declare import REFERENCE_KERNELS
+
+__all__ = ["build_info", "ops", "served_by", "table", "use_backend"]
 
 _DISPATCH_KEYS = ("CPU", "CUDA")
 

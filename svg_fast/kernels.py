@@ -1,23 +1,44 @@
-"""The compiled kernels: one library that attaches itself to the declared ops when it is loaded."""
+"""The compiled kernels: one module that attaches itself to the declared ops when it is imported."""
 
 from __future__ import annotations
 
+import importlib
 import logging
-from pathlib import Path
-
-import torch
+import os
+import sys
+from importlib.util import find_spec
+from typing import Any
 
 logger = logging.getLogger("svg_fast")
 
-_LIBRARY = Path(__file__).with_name("_kernels.so")
+_MODULE = "svg_fast._C"
+_FACTS = ("compiler", "cpu_capabilities", "cpu_capability", "cuda_architectures")
 
 
 def load() -> None:
-    """Attach the kernels; where that cannot be, say so once, and the references serve instead."""
-    if not _LIBRARY.exists():
+    """Attach the kernels; where that cannot be, say so once, and the references serve instead.
+
+    Raises ImportError where SVG_FAST_CPU_CAPABILITY names an instruction set that is not to be had.
+    """
+    if find_spec(_MODULE) is None:
         logger.warning("svg_fast was installed without compiled kernels: the slower references serve every op")
         return
     try:
-        torch.ops.load_library(_LIBRARY)
-    except OSError as error:
+        importlib.import_module(_MODULE)
+    except ImportError as error:
+        if os.environ.get("SVG_FAST_CPU_CAPABILITY"):
+            raise  # a wish that cannot be met is not passed over
         logger.warning("the compiled kernels do not load, the slower references serve every op: %s", error)
+
+
+def build_info() -> dict[str, Any]:
+    """Facts about the compiled kernels; empty where there are none.
+
+    compiler; cpu_capabilities, the instruction sets compiled for; cpu_capability, the one in use: the widest that the
+    CPU has, or what the environment variable SVG_FAST_CPU_CAPABILITY names before svg_fast is imported;
+    cuda_architectures.
+    """
+    module = sys.modules.get(_MODULE)
+    if module is None:
+        return {}
+    return {name: getattr(module, name) for name in _FACTS}

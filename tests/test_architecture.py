@@ -20,7 +20,7 @@ ALLOWED = {
     "reference": set[str](),
     "triton": {"reference"},
     "ops": {"reference", "triton"},
-    "backend": {"ops"},
+    "backend": {"kernels", "ops"},
     "kernels": set[str](),
     "testing": {"ops"},
     "models": BELOW_MODELS,

@@ -1,0 +1,104 @@
+// exp, expm1, tanh and sigmoid of vectors, to two units in the last place, in float and double. NaN stays NaN.
+#pragma once
+
+#include <limits>
+#include <type_traits>
+
+#include "vec.h"
+
+namespace svg_fast::SVG_ISA {
+
+template <typename T>
+struct Float;
+
+template <>
+struct Float<float> {
+  using Int = int32_t;
+  static constexpr int kMantissaBits = 23, kBias = 127, kExpTerms = 7;
+  static constexpr float kRound = 0x1.8p23f;  // adding it leaves a small number rounded, in the last bits
+  static constexpr float kLog2e = 0x1.715476p+0f, kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
+  static constexpr float kExpLow = -104.0f, kExpHigh = 89.0f, kTanhHigh = 10.0f;
+};
+
+template <>
+struct Float<double> {
+  using Int = int64_t;
+  static constexpr int kMantissaBits = 52, kBias = 1023, kExpTerms = 13;
+  static constexpr double kRound = 0x1.8p52;
+  static constexpr double kLog2e = 0x1.71547652b82fep+0, kLn2High = 0x1.62e42fefa38p-1, kLn2Low = 0x1.ef35793c7673p-45;
+  static constexpr double kExpLow = -746.0, kExpHigh = 710.0, kTanhHigh = 20.0;
+};
+
+constexpr double inverse_factorial(int n) {
+  double product = 1;
+  for (int k = 2; k <= n; ++k) {
+    product *= k;
+  }
+  return 1 / product;
+}
+
+// 2^n for integers n that a normal number's exponent can hold.
+template <typename T>
+SVG_INLINE Vec<T> power_of_two(Vec<typename Float<T>::Int> n) {
+  return (Vec<T>)((n + Float<T>::kBias) << Float<T>::kMantissaBits);
+}
+
+// x = n ln 2 + r with |r| <= ln(2) / 2.
+template <typename T>
+struct Reduced {
+  Vec<typename Float<T>::Int> n;
+  Vec<T> r;
+};
+
+template <typename T>
+SVG_INLINE Reduced<T> reduce(Vec<T> x) {
+  using F = Float<T>;
+  const Vec<T> shifted = x * F::kLog2e + F::kRound;
+  const Vec<T> n = shifted - F::kRound;
+  const auto bits = (Vec<typename F::Int>)shifted - (Vec<typename F::Int>)broadcast(F::kRound);
+  return {bits, (x - n * F::kLn2High) - n * F::kLn2Low};
+}
+
+// e^r - 1 for |r| <= ln(2) / 2: the Taylor series.
+template <typename T>
+SVG_INLINE Vec<T> expm1_small(Vec<T> r) {
+  constexpr int kTerms = Float<T>::kExpTerms;
+  Vec<T> sum = broadcast(static_cast<T>(inverse_factorial(kTerms)));
+#pragma GCC unroll 16
+  for (int k = kTerms - 1; k >= 2; --k) {
+    sum = sum * r + static_cast<T>(inverse_factorial(k));
+  }
+  return sum * (r * r) + r;
+}
+
+// To infinity and to zero at the ends; 2^n in two factors, since n is then beyond an exponent's range.
+template <typename T>
+SVG_INLINE Vec<T> exponential(Vec<T> x) {
+  using F = Float<T>;
+  x = x < F::kExpLow ? broadcast(F::kExpLow) : x;
+  x = x > F::kExpHigh ? broadcast(F::kExpHigh) : x;
+  const Reduced<T> reduced = reduce<T>(x);
+  const auto half = reduced.n >> 1;
+  return (expm1_small<T>(reduced.r) + T{1}) * power_of_two<T>(half) * power_of_two<T>(reduced.n - half);
+}
+
+template <typename T>
+SVG_INLINE Vec<T> logistic(Vec<T> x) {
+  return T{1} / (T{1} + exponential<T>(-x));
+}
+
+// (e^2|x| - 1) / (e^2|x| + 1), by expm1 so that small x keep their precision.
+template <typename T>
+SVG_INLINE Vec<T> hyperbolic_tangent(Vec<T> x) {
+  using F = Float<T>;
+  using Bits = Vec<typename F::Int>;
+  const Bits sign = (Bits)x & std::numeric_limits<typename F::Int>::min();
+  Vec<T> magnitude = (Vec<T>)((Bits)x ^ sign);
+  magnitude = magnitude > F::kTanhHigh ? broadcast(F::kTanhHigh) : magnitude;
+  const Reduced<T> reduced = reduce<T>(magnitude + magnitude);
+  const Vec<T> power = power_of_two<T>(reduced.n);
+  const Vec<T> expm1 = expm1_small<T>(reduced.r) * power + (power - T{1});
+  return (Vec<T>)((Bits)(expm1 / (expm1 + T{2})) | sign);
+}
+
+}  // namespace svg_fast::SVG_ISA
