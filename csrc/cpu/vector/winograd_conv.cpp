@@ -1,0 +1,206 @@
+// Forward in both directions: transform tiles of the input, multiply them with packed weights, transform back. A block of
+// tiles and what it becomes stay in the second-level cache; weights stream through once for each block.
+#include "winograd_gradient.h"
+
+namespace svg_fast::SVG_ISA {
+namespace {
+
+constexpr int64_t kBlockTiles = kRegisters == 32 ? 48 : 24;
+constexpr int64_t kBlockDepth = kRegisters == 32 ? 128 : 64;  // input channels transformed at once
+
+template <typename G>
+int64_t packed_size(const ConvMaps& maps) {
+  return G::kOutPhases * G::kOutPhases * G::P * G::P * G::kInPhases * G::kInPhases * maps.d0 * maps.d1;
+}
+
+// The taps of one phase of the filters from input channel `in` to kVector output channels, transformed into U. `taps` is
+// [kernel][kernel][lane].
+template <typename G>
+SVG_INLINE void transform_taps(const float* taps, int phase_y, int phase_x, Vec<float> (&u)[G::P][G::P]) {
+  Vec<float> g[G::kTaps][G::kTaps];
+#pragma GCC unroll 4
+  for (int b = 0; b < G::kTaps; ++b) {
+#pragma GCC unroll 4
+    for (int a = 0; a < G::kTaps; ++a) {
+      g[b][a] = load(taps + (G::tap(phase_y, a) * G::kKernel + G::tap(phase_x, b)) * kVector);
+    }
+  }
+  multiply_both<typename G::Weight>(g, u);
+}
+
+// packed: [out phase][P^2][panel][in phase, input channel][panel's output channels].
+template <typename G>
+void pack(const ConvMaps& maps, const float* weight, float* packed, int64_t first, int64_t last) {
+  constexpr int kTapCount = G::kKernel * G::kKernel, kPhases = G::kStride * G::kStride;
+  const int64_t in = G::in_channels(maps), out = G::out_channels(maps), depth = G::kInPhases * G::kInPhases * in;
+  const int64_t in_step = kTapCount * (G::kUp ? maps.d1 : 1), out_step = kTapCount * (G::kUp ? 1 : maps.d1);
+  const int64_t panel = panel_columns(out) * kVector;
+  for (int64_t o = 0; o < out; o += kVector) {
+    for (int64_t k = first; k < last; ++k) {
+      alignas(kVectorBytes) float taps[kTapCount * kVector];
+      for (int64_t lane = 0; lane < kVector; ++lane) {
+        for (int t = 0; t < kTapCount; ++t) {
+          taps[t * kVector + lane] = weight[(o + lane) * out_step + k * in_step + t];
+        }
+      }
+      for (int phase = 0; phase < kPhases; ++phase) {
+        Vec<float> u[G::P][G::P];
+        transform_taps<G>(taps, phase / G::kStride, phase % G::kStride, u);
+        const int64_t out_phase = G::kUp ? phase : 0, row = G::kUp ? k : phase * in + k;
+        float* at = packed + out_phase * G::P * G::P * out * depth + (o / panel * depth + row) * panel + o % panel;
+        for (int p = 0; p < G::P * G::P; ++p) {
+          store<float>(at + p * out * depth, u[p / G::P][p % G::P]);
+        }
+      }
+    }
+  }
+}
+
+template <typename G>
+struct Block {
+  const WinogradForward& conv;
+  Tiles tiles;
+  int64_t first_tile, count, first_column, columns;
+  float *transformed, *products;  // [P^2][tile][channel]
+
+  static constexpr int64_t kInStride = kBlockDepth + kPad, kInPlane = kBlockTiles * kInStride;
+  int64_t out_stride() const { return conv.block_columns + kPad; }
+  int64_t out_plane() const { return kBlockTiles * out_stride(); }
+
+  // `depth` channels of one phase of the input's windows, from channel `from` on.
+  void transform_input(int in_phase, int out_phase, int64_t from, int64_t depth) const {
+    const ConvMaps& maps = conv.maps;
+    const int64_t channels = G::in_channels(maps), height = G::kInPhases * maps.height,
+                  width = G::kInPhases * maps.width;
+    const int phase_y = in_phase / G::kInPhases + out_phase / G::kOutPhases,
+              phase_x = in_phase % G::kInPhases + out_phase % G::kOutPhases;
+    for (int64_t t = 0; t < count; ++t) {
+      const Tile tile(tiles, first_tile + t);
+      const Window<G::P, G::P> window(conv.input + tile.image * height * width * channels, height, width, channels,
+                                      G::kInPhases * G::M * tile.row - 1 + phase_y, G::kInPhases,
+                                      G::kInPhases * G::M * tile.column - 1 + phase_x, G::kInPhases);
+      float* out = transformed + t * kInStride;
+      for (int64_t c = 0; c < depth; c += kVector) {
+        Vec<float> x[G::P][G::P], v[G::P][G::P];
+#pragma GCC unroll 8
+        for (int b = 0; b < G::P; ++b) {
+#pragma GCC unroll 8
+          for (int a = 0; a < G::P; ++a) {
+            x[b][a] = load(window.pixel[b][a] + from + c);
+          }
+        }
+        multiply_both<typename G::Input>(x, v);
+#pragma GCC unroll 36
+        for (int p = 0; p < G::P * G::P; ++p) {
+          store<float>(out + p * kInPlane + c, v[p / G::P][p % G::P]);
+        }
+      }
+    }
+  }
+
+  void multiply(int in_phase, int out_phase, int64_t from, int64_t depth) const {
+    const int64_t in = G::in_channels(conv.maps), out = G::out_channels(conv.maps),
+                  all = G::kInPhases * G::kInPhases * in;
+    const int64_t vectors = panel_columns(out), panel = vectors * kVector;
+    const TileStrides strides{kInStride, 1, panel, out_stride()};
+    for (int p = 0; p < G::P * G::P; ++p) {
+      const float* weights = conv.packed + ((out_phase * G::P * G::P + p) * out + first_column) * all +
+                             (in_phase * in + from) * panel;
+      multiply_panels(count, columns, depth, transformed + p * kInPlane, weights, products + p * out_plane(), vectors,
+                      all * panel, strides, in_phase + from > 0);
+    }
+  }
+
+  void transform_output(int out_phase) const {
+    const ConvMaps& maps = conv.maps;
+    const int64_t channels = G::out_channels(maps), height = G::kOutPhases * maps.height,
+                  width = G::kOutPhases * maps.width;
+    for (int64_t t = 0; t < count; ++t) {
+      const Tile tile(tiles, first_tile + t);
+      for (int64_t c = 0; c < columns; c += kVector) {
+        Vec<float> m[G::P][G::P], y[G::M][G::M];
+#pragma GCC unroll 36
+        for (int p = 0; p < G::P * G::P; ++p) {
+          m[p % G::P][p / G::P] = load(products + p * out_plane() + t * out_stride() + c);
+        }
+        multiply_both<typename G::Output>(m, y);
+        const Vec<float> bias = conv.bias == nullptr ? Vec<float>{} : load(conv.bias + first_column + c);
+#pragma GCC unroll 4
+        for (int a = 0; a < G::M; ++a) {
+#pragma GCC unroll 4
+          for (int b = 0; b < G::M; ++b) {
+            const int64_t row = tile.row * G::M + a, column = tile.column * G::M + b;
+            if (row >= maps.height || column >= maps.width) {
+              continue;
+            }
+            const int64_t pixel = (G::kOutPhases * row + out_phase / G::kOutPhases) * width + G::kOutPhases * column +
+                                  out_phase % G::kOutPhases;
+            const int64_t at = pixel * channels + first_column + c, image = height * width * channels;
+            Vec<float> value = y[a][b] + bias;
+            if (conv.addend != nullptr) {
+              value += load(conv.addend + tile.image % conv.addend_images * image + at);
+            }
+            store<float>(conv.output + tile.image * image + at, value);
+          }
+        }
+      }
+    }
+  }
+
+  void run() const {
+    const int64_t in = G::in_channels(conv.maps);
+    for (int out_phase = 0; out_phase < G::kOutPhases * G::kOutPhases; ++out_phase) {
+      for (int in_phase = 0; in_phase < G::kInPhases * G::kInPhases; ++in_phase) {
+        for (int64_t from = 0; from < in; from += kBlockDepth) {
+          const int64_t depth = in - from < kBlockDepth ? in - from : kBlockDepth;
+          transform_input(in_phase, out_phase, from, depth);
+          multiply(in_phase, out_phase, from, depth);
+        }
+      }
+      transform_output(out_phase);
+    }
+  }
+};
+
+template <typename G>
+int64_t tile_blocks(const ConvMaps& maps) {
+  return (maps.images * Tiles(maps, G::M).per_image() + kBlockTiles - 1) / kBlockTiles;
+}
+
+template <typename G>
+int64_t scratch_size(const WinogradForward& conv) {
+  return G::P * G::P * kBlockTiles * (kBlockDepth + kPad + conv.block_columns + kPad);
+}
+
+template <typename G>
+void run(const WinogradForward& conv, float* scratch, int64_t first, int64_t last) {
+  const int64_t out = G::out_channels(conv.maps), column_blocks = (out + conv.block_columns - 1) / conv.block_columns;
+  const Tiles tiles(conv.maps, G::M);
+  const int64_t all_tiles = conv.maps.images * tiles.per_image();
+  for (int64_t task = first; task < last; ++task) {
+    const int64_t tile = task / column_blocks * kBlockTiles, column = task % column_blocks * conv.block_columns;
+    const int64_t count = all_tiles - tile < kBlockTiles ? all_tiles - tile : kBlockTiles;
+    const int64_t columns = out - column < conv.block_columns ? out - column : conv.block_columns;
+    float* products = scratch + G::P * G::P * kBlockTiles * (kBlockDepth + kPad);
+    Block<G>{conv, tiles, tile, count, column, columns, scratch, products}.run();
+  }
+}
+
+template <int kKernel, int M, bool kUp>
+constexpr WinogradKernels::Direction direction() {
+  using G = Geometry<kKernel, M, kUp>;
+  return {pack<G>, packed_size<G>, run<G>, tile_blocks<G>, scratch_size<G>};
+}
+
+template <int kKernel, int M>
+constexpr WinogradKernels::Variant variant() {
+  using G = Geometry<kKernel, M, false>;
+  return {direction<kKernel, M, false>(), direction<kKernel, M, true>(), gradient<G>,
+          G::P * G::kStride, G::P * G::P * G::kStride * G::kStride, gradient_scratch_size<G>, unpack<G>};
+}
+
+}  // namespace
+
+const WinogradKernels winograd_kernels{variant<4, 2>(), variant<4, 4>(), variant<3, 2>(), variant<3, 4>()};
+
+}  // namespace svg_fast::SVG_ISA
