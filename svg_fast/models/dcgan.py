@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
 from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights
 
 
@@ -26,7 +26,7 @@ class Encoder(FrameEncoder):
 
     def run_stage(self, k: int, x: Tensor, weights: Weights, steps: int, statistics: StepStatistics | None) -> Tensor:
         stage: ConvNorm = getattr(self, f"c{k}")
-        x = F.conv2d(x, weights[stage.conv][0], stage.conv.bias, stride=2, padding=1)
+        x = ops.frame_conv(x, weights[stage.conv][0], stage.conv.bias)
         return self.normalise(x, stage.norm, steps, statistics)
 
 
@@ -41,9 +41,6 @@ class Decoder(FrameDecoder):
     def join(self, k: int) -> nn.ConvTranspose2d:
         level = getattr(self, f"upc{k}")
         return cast(nn.ConvTranspose2d, level.conv if isinstance(level, ConvNorm) else level[0])
-
-    def join_half(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
 
     def finish_level(
         self, k: int, x: Tensor, weights: Weights, steps: int, statistics: StepStatistics | None

@@ -21,9 +21,9 @@ StepStatistics = list[tuple[Tensor, Tensor]]
 
 Conv = nn.Conv2d | nn.ConvTranspose2d
 
-# The weight of each convolution, or its (upstream, skip) halves where it joins the two, channels last in memory. Made
-# once a training step, not once a chunk of time, so that layout and split cost one copy forward and one backward.
-Weights = dict[Conv, tuple[Tensor, ...]]
+# The weight of each convolution, or its (upstream, skip) halves where it joins the two, as its op wants it. Made once a
+# training step, not once a chunk of time, so that split and preparation are paid for once.
+Weights = dict[Conv, tuple[ops.ConvWeight, ...]]
 
 NEGATIVE_SLOPE = 0.2
 VECTOR_MAP = 4  # the encoder's head closes a 4 x 4 map; the decoder's first layer opens one
@@ -36,6 +36,13 @@ def channels_last(x: Tensor) -> Tensor:
     the slower layout for the whole network.
     """
     return x.clone(memory_format=torch.channels_last)
+
+
+def _prepare(conv: Conv, weight: Tensor) -> ops.ConvWeight:
+    """A convolution's weight, or half of it, for `frame_conv`; for the vector-to-map layers, channels last."""
+    if conv.padding == (0, 0):
+        return ops.ConvWeight(channels_last(weight), [])
+    return ops.prepare_conv(weight, transposed=conv.transposed)
 
 
 class ConvNorm(nn.Module):
@@ -61,7 +68,7 @@ class FrameNetwork(nn.Module):
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def weights(self) -> Weights:
-        return {conv: (channels_last(conv.weight),) for conv in self.modules() if isinstance(conv, Conv)}
+        return {conv: (_prepare(conv, conv.weight),) for conv in self.modules() if isinstance(conv, Conv)}
 
     def normalise(
         self,
@@ -134,7 +141,7 @@ class FrameEncoder(FrameNetwork):
         conv, norm = cast(tuple[nn.Conv2d, nn.BatchNorm2d], getattr(self, f"c{self.n_stages + 1}"))
         x = self.head_input(x)
         # a 4 x 4 kernel on a 4 x 4 map is one matrix product; channels last, both operands flatten without a copy
-        (weight,) = weights[conv]
+        ((weight, _),) = weights[conv]
         h = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
         h = self.normalise(h[..., None, None], norm, steps, record, "tanh")
         return h.flatten(1), skips, statistics
@@ -169,10 +176,6 @@ class FrameDecoder(FrameNetwork):
     def join(self, k: int) -> Conv:
         """The convolution with which level k (from 2) joins upstream and skip."""
 
-    @abstractmethod
-    def join_half(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """A joining convolution over one of its halves, with the weight of this half."""
-
     def upsample(self, x: Tensor) -> Tensor:
         """Upstream as a joining convolution takes it."""
         return x
@@ -187,18 +190,20 @@ class FrameDecoder(FrameNetwork):
         return range(2, self.n_levels + 2)
 
     def weights(self) -> Weights:
-        joins = [self.join(k) for k in self.levels()]
+        joins = {self.join(k) for k in self.levels()}
+        whole = (conv for conv in self.modules() if isinstance(conv, Conv) and conv not in joins)
         halves = {conv: conv.weight.chunk(2, dim=0 if conv.transposed else 1) for conv in joins}
         return {
-            **super().weights(),
-            **{conv: tuple(map(channels_last, pair)) for conv, pair in halves.items()},
+            **{conv: (_prepare(conv, conv.weight),) for conv in whole},
+            **{conv: tuple(_prepare(conv, half) for half in pair) for conv, pair in halves.items()},
         }
 
     def skip_halves(self, skips: Sequence[Tensor], weights: Weights) -> list[Tensor]:
         """conv(skip; W_skip) of every level, deepest first, for skips given shallow to deep."""
+        joins = map(self.join, self.levels())
         return [
-            self.join_half(skip, weights[self.join(k)][1], None)
-            for k, skip in zip(self.levels(), reversed(skips), strict=True)
+            ops.frame_conv(skip, weights[join][1], transposed=join.transposed)
+            for join, skip in zip(joins, reversed(skips), strict=True)
         ]
 
     def decode(
@@ -215,14 +220,15 @@ class FrameDecoder(FrameNetwork):
         record = statistics if batch_statistics else None
         conv, norm = cast(tuple[nn.ConvTranspose2d, nn.BatchNorm2d], self.upc1)
         assert conv.bias is not None
-        (weight,) = weights[conv]
+        ((weight, _),) = weights[conv]
         x = F.linear(h, weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.repeat(VECTOR_MAP * VECTOR_MAP))
         x = x.unflatten(1, (VECTOR_MAP, VECTOR_MAP, -1)).permute(0, 3, 1, 2)
         x = self.normalise(x, norm, steps, record)
         for k, half in zip(self.levels(), halves, strict=True):
             join = self.join(k)
-            x = self.join_half(self.upsample(x), weights[join][0], join.bias)
-            x = x + half if len(half) == len(x) else (x.unflatten(0, (steps, -1)) + half).flatten(0, 1)
+            x = ops.frame_conv(
+                self.upsample(x), weights[join][0], join.bias, addend=half, transposed=join.transposed
+            )
             x = self.finish_level(k, x, weights, steps, record)
         return x, statistics
 

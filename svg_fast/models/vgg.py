@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
 from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights
 
 
@@ -29,7 +30,7 @@ class Encoder(FrameEncoder):
         if k > 1:
             x = F.max_pool2d(x, 2)
         for block in getattr(self, f"c{k}"):
-            x = F.conv2d(x, weights[block.conv][0], block.conv.bias, padding=1)
+            x = ops.frame_conv(x, weights[block.conv][0], block.conv.bias)
             x = self.normalise(x, block.norm, steps, statistics)
         return x
 
@@ -52,9 +53,6 @@ class Decoder(FrameDecoder):
         conv: nn.Conv2d = getattr(self, f"upc{k}")[0].conv
         return conv
 
-    def join_half(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=1)
-
     def upsample(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2, mode="nearest")
 
@@ -65,7 +63,7 @@ class Decoder(FrameDecoder):
         x = self.normalise(x, first.norm, steps, statistics)
         for block in rest:
             if isinstance(block, nn.ConvTranspose2d):
-                return F.conv_transpose2d(x, weights[block][0], block.bias, padding=1).sigmoid()
-            x = F.conv2d(x, weights[block.conv][0], block.conv.bias, padding=1)
+                return ops.frame_conv(x, weights[block][0], block.bias, transposed=True).sigmoid()
+            x = ops.frame_conv(x, weights[block.conv][0], block.conv.bias)
             x = self.normalise(x, block.norm, steps, statistics)
         return x

@@ -28,29 +28,39 @@ SVG_INLINE void transform_taps(const float* taps, int phase_y, int phase_x, Vec<
   multiply_both<typename G::Weight>(g, u);
 }
 
+// The transformed taps from one input channel to kVector output channels, into their rows of every plane.
+template <typename G>
+SVG_INLINE void pack_vector(const float* weight, int64_t out_step, int64_t in_channels, int64_t plane,
+                            int64_t phase_step, float* packed) {
+  constexpr int kTapCount = G::kKernel * G::kKernel;
+  alignas(kVectorBytes) float taps[kTapCount * kVector];
+  for (int64_t lane = 0; lane < kVector; ++lane) {
+    for (int t = 0; t < kTapCount; ++t) {
+      taps[t * kVector + lane] = weight[lane * out_step + t];
+    }
+  }
+  for (int phase = 0; phase < G::kStride * G::kStride; ++phase) {
+    Vec<float> u[G::P][G::P];
+    transform_taps<G>(taps, phase / G::kStride, phase % G::kStride, u);
+    float* at = packed + (G::kUp ? phase * G::P * G::P * plane : phase * in_channels * phase_step);
+    for (int p = 0; p < G::P * G::P; ++p) {
+      store<float>(at + p * plane, u[p / G::P][p % G::P]);
+    }
+  }
+}
+
 // packed: [out phase][P^2][panel][in phase, input channel][panel's output channels].
 template <typename G>
 void pack(const ConvMaps& maps, const float* weight, float* packed, int64_t first, int64_t last) {
-  constexpr int kTapCount = G::kKernel * G::kKernel, kPhases = G::kStride * G::kStride;
+  constexpr int kTapCount = G::kKernel * G::kKernel;
   const int64_t in = G::in_channels(maps), out = G::out_channels(maps), depth = G::kInPhases * G::kInPhases * in;
   const int64_t in_step = kTapCount * (G::kUp ? maps.d1 : 1), out_step = kTapCount * (G::kUp ? 1 : maps.d1);
   const int64_t panel = panel_columns(out) * kVector;
-  for (int64_t o = 0; o < out; o += kVector) {
+  for (int64_t start = 0; start < out; start += panel) {
     for (int64_t k = first; k < last; ++k) {
-      alignas(kVectorBytes) float taps[kTapCount * kVector];
-      for (int64_t lane = 0; lane < kVector; ++lane) {
-        for (int t = 0; t < kTapCount; ++t) {
-          taps[t * kVector + lane] = weight[(o + lane) * out_step + k * in_step + t];
-        }
-      }
-      for (int phase = 0; phase < kPhases; ++phase) {
-        Vec<float> u[G::P][G::P];
-        transform_taps<G>(taps, phase / G::kStride, phase % G::kStride, u);
-        const int64_t out_phase = G::kUp ? phase : 0, row = G::kUp ? k : phase * in + k;
-        float* at = packed + out_phase * G::P * G::P * out * depth + (o / panel * depth + row) * panel + o % panel;
-        for (int p = 0; p < G::P * G::P; ++p) {
-          store<float>(at + p * out * depth, u[p / G::P][p % G::P]);
-        }
+      for (int64_t o = start; o < start + panel; o += kVector) {
+        pack_vector<G>(weight + o * out_step + k * in_step, out_step, in, out * depth, panel,
+                       packed + start * depth + k * panel + o - start);
       }
     }
   }
@@ -113,34 +123,33 @@ struct Block {
 
   void transform_output(int out_phase) const {
     const ConvMaps& maps = conv.maps;
-    const int64_t channels = G::out_channels(maps), height = G::kOutPhases * maps.height,
-                  width = G::kOutPhases * maps.width;
+    const int64_t channels = G::out_channels(maps), width = G::kOutPhases * maps.width;
+    const int64_t image = G::kOutPhases * maps.height * width * channels;
+    const int64_t row_step = G::kOutPhases * width * channels, column_step = G::kOutPhases * channels;
+    const int64_t phase = (out_phase / G::kOutPhases * width + out_phase % G::kOutPhases) * channels + first_column;
     for (int64_t t = 0; t < count; ++t) {
       const Tile tile(tiles, first_tile + t);
+      const int64_t rows = maps.height - tile.row * G::M, valid_columns = maps.width - tile.column * G::M;
+      const int64_t corner = tile.row * G::M * row_step + tile.column * G::M * column_step + phase;
+      float* out = conv.output + tile.image * image + corner;
+      const float* addend =
+          conv.addend == nullptr ? nullptr : conv.addend + tile.image % conv.addend_images * image + corner;
+      const float* product = products + t * out_stride();
       for (int64_t c = 0; c < columns; c += kVector) {
         Vec<float> m[G::P][G::P], y[G::M][G::M];
 #pragma GCC unroll 36
         for (int p = 0; p < G::P * G::P; ++p) {
-          m[p % G::P][p / G::P] = load(products + p * out_plane() + t * out_stride() + c);
+          m[p % G::P][p / G::P] = load(product + p * out_plane() + c);
         }
         multiply_both<typename G::Output>(m, y);
         const Vec<float> bias = conv.bias == nullptr ? Vec<float>{} : load(conv.bias + first_column + c);
-#pragma GCC unroll 4
-        for (int a = 0; a < G::M; ++a) {
-#pragma GCC unroll 4
-          for (int b = 0; b < G::M; ++b) {
-            const int64_t row = tile.row * G::M + a, column = tile.column * G::M + b;
-            if (row >= maps.height || column >= maps.width) {
-              continue;
-            }
-            const int64_t pixel = (G::kOutPhases * row + out_phase / G::kOutPhases) * width + G::kOutPhases * column +
-                                  out_phase % G::kOutPhases;
-            const int64_t at = pixel * channels + first_column + c, image = height * width * channels;
-            Vec<float> value = y[a][b] + bias;
-            if (conv.addend != nullptr) {
-              value += load(conv.addend + tile.image % conv.addend_images * image + at);
-            }
-            store<float>(conv.output + tile.image * image + at, value);
+#pragma GCC unroll 16
+        for (int p = 0; p < G::M * G::M; ++p) {
+          const int a = p / G::M, b = p % G::M;
+          if (a < rows && b < valid_columns) {
+            const int64_t at = a * row_step + b * column_step + c;
+            const Vec<float> value = y[a][b] + bias;
+            store<float>(out + at, addend == nullptr ? value : value + load(addend + at));
           }
         }
       }

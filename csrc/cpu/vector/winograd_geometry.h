@@ -49,18 +49,30 @@ struct Tile {
 constexpr int64_t kMostChannels = 4096;
 alignas(kVectorBytes) constexpr float kZeros[kMostChannels] = {};
 
-// The pixels (y + a dy, x + b dx) of an image, by columns, zeros outside.
+// The pixels (y + a dy, x + b dx) of an image, by columns, zeros outside; without branches, since most tiles of a small
+// map lie at an edge.
 template <int kRows, int kColumns>
 struct Window {
   const float* pixel[kColumns][kRows];
 
-  Window(const float* image, int64_t height, int64_t width, int64_t channels, int64_t y, int64_t dy, int64_t x,
-         int64_t dx) {
+  SVG_INLINE Window(const float* image, int64_t height, int64_t width, int64_t channels, int64_t y, int64_t dy,
+                    int64_t x, int64_t dx) {
+    const uintptr_t zeros = reinterpret_cast<uintptr_t>(kZeros);
+    const uintptr_t pixel_bytes = channels * sizeof(float), row_bytes = width * pixel_bytes;
+    const uintptr_t corner = reinterpret_cast<uintptr_t>(image) - zeros + y * row_bytes + x * pixel_bytes;
+    uintptr_t row[kRows], row_inside[kRows];
+#pragma GCC unroll 8
+    for (int a = 0; a < kRows; ++a) {
+      row[a] = corner + a * dy * row_bytes;
+      row_inside[a] = -static_cast<uintptr_t>(static_cast<uint64_t>(y + a * dy) < static_cast<uint64_t>(height));
+    }
+#pragma GCC unroll 8
     for (int b = 0; b < kColumns; ++b) {
+      const uintptr_t inside = -static_cast<uintptr_t>(static_cast<uint64_t>(x + b * dx) < static_cast<uint64_t>(width));
+#pragma GCC unroll 8
       for (int a = 0; a < kRows; ++a) {
-        const int64_t row = y + a * dy, column = x + b * dx;
-        const bool inside = row >= 0 && row < height && column >= 0 && column < width;
-        pixel[b][a] = inside ? image + (row * width + column) * channels : kZeros;
+        const uintptr_t offset = (row[a] + b * dx * pixel_bytes) & row_inside[a] & inside;
+        pixel[b][a] = reinterpret_cast<const float*>(zeros + offset);
       }
     }
   }
@@ -78,8 +90,8 @@ inline int64_t panel_columns(int64_t channels) {
 // multiply_rows over all rows and all panels of `columns` vectors; b_panel floats from one panel of b to the next.
 inline void multiply_panels(int64_t rows, int64_t width, int64_t depth, const float* a, const float* b, float* c,
                             int64_t columns, int64_t b_panel, const TileStrides& strides, bool accumulate) {
-  const int64_t panel = columns * kVector;
-  for (int64_t j = 0; j < width / panel; ++j) {
+  const int64_t panel = columns * kVector, panels = width / panel;
+  for (int64_t j = 0; j < panels; ++j) {
     for (int64_t i = 0; i < rows; i += kTileRows) {
       const int64_t count = rows - i < kTileRows ? rows - i : kTileRows;
       const float *a_i = a + i * strides.a_row, *b_j = b + j * b_panel;
