@@ -34,7 +34,8 @@ def sample() -> torch.Tensor:
 def test_ops_are_the_declared_ones() -> None:
     names = ("batch_norm_act", "gaussian_kl", "gaussian_rsample", "gaussian_rsample_kl", "lstm_layer", "lstm_step")
     differentiable = [f"{name}_{way}" for name in names for way in ("bwd", "fwd")]
-    assert backend.ops() == [*differentiable, "moving_mnist_clips"]
+    convolution = [f"frame_conv_{part}" for part in ("bwd", "fwd", "pack")]
+    assert backend.ops() == sorted([*differentiable, *convolution, "moving_mnist_clips"])
 
 
 def test_table_has_every_op_on_cpu_and_cuda() -> None:
@@ -47,7 +48,8 @@ def test_table_has_every_op_on_cpu_and_cuda() -> None:
 def test_kernels_serve_where_they_could_be_built() -> None:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("no C++ compiler: the references serve")
-    assert [op for op in backend.ops() if backend.served_by(op) == "kernel"] == ["moving_mnist_clips"]
+    convolution = ["frame_conv_bwd", "frame_conv_fwd", "frame_conv_pack"]
+    assert [op for op in backend.ops() if backend.served_by(op) == "kernel"] == [*convolution, "moving_mnist_clips"]
 
 
 @pytest.mark.usefixtures("kernel")

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../common.h"
+#include "channel_sums.h"
 #include "scratch.h"
 #include "thin_conv.h"
 #include "winograd_conv.h"
@@ -26,6 +27,9 @@ constexpr int64_t kScratchFloats = int64_t{1} << 19;
 constexpr int64_t kLeastColumns = 64;
 // From here on the weights transformed for 4 x 4 outputs outgrow the cache; those for 2 x 2 are 2.8 times smaller.
 constexpr int64_t kLargestForFour = int64_t{1} << 16;
+
+// Pixels whose sum is worth handing to a thread, and how many such groups there are at most.
+constexpr int64_t kRowsPerGroup = 1024, kMostGroups = 32;
 
 void check_weight(const Tensor& weight) {
   check_rank("weight", weight, 4);
@@ -113,6 +117,18 @@ struct Extras {
   OptionalTensor bias, addend;  // dense
 };
 
+// What the caller packed beforehand, or else packed now.
+Tensor packed_weight(const Tensor& weight, const std::vector<Tensor>& packed, size_t which, bool up) {
+  if (packed.size() <= which) {
+    return pack_for(weight, up);
+  }
+  const ConvMaps maps{0, 0, 0, weight.size(0), weight.size(1)};
+  STD_TORCH_CHECK(packed[which].numel() == direction(weight, up).packed_size(maps) && packed[which].is_contiguous() &&
+                      packed[which].scalar_type() == ScalarType::Float,
+                  "packed must be what frame_conv_pack made of this weight");
+  return packed[which];
+}
+
 // input (channels last) up or down -> the other map.
 Tensor convolve(const Tensor& input, const ConvMaps& maps, const Tensor& weight, const Extras& extras,
                 const std::vector<Tensor>& packed, size_t which, bool up) {
@@ -134,11 +150,9 @@ Tensor convolve(const Tensor& input, const ConvMaps& maps, const Tensor& weight,
     return output;
   }
   const WinogradKernels::Direction& kernel = direction(weight, up);
-  STD_TORCH_CHECK(packed.size() > which && packed[which].numel() == kernel.packed_size(maps) &&
-                      packed[which].is_contiguous() && packed[which].scalar_type() == ScalarType::Float,
-                  "packed must be what frame_conv_pack made of this weight");
+  const Tensor weights = packed_weight(weight, packed, which, up);
   const int64_t out = up ? maps.d1 : maps.d0, threads = torch::stable::get_num_threads();
-  WinogradForward conv{maps, input.const_data_ptr<float>(), packed[which].const_data_ptr<float>(),
+  WinogradForward conv{maps, input.const_data_ptr<float>(), weights.const_data_ptr<float>(),
                        pointer(extras.bias), pointer(extras.addend), addend_images,
                        output.mutable_data_ptr<float>(), out};
   const int64_t tile_blocks = kernel.tile_blocks(maps);
@@ -199,6 +213,27 @@ Tensor thin_weight_gradient(const Tensor& large, const Tensor& small, const Conv
   return dweight;
 }
 
+// Summed in groups of pixels, then over the groups in order: the same for any number of threads.
+Tensor bias_gradient(const Tensor& dy, int64_t channels) {
+  const int64_t rows = channels == 0 ? 0 : dy.numel() / channels;
+  const int64_t groups = std::clamp<int64_t>(rows / kRowsPerGroup, 1, kMostGroups);
+  const Tensor partial = torch::stable::new_empty(dy, {groups, channels});
+  const Tensor dbias = torch::stable::new_empty(dy, {channels});
+  float *parts = partial.mutable_data_ptr<float>(), *sums = dbias.mutable_data_ptr<float>();
+  over_tasks(groups, [&](int64_t first, int64_t last) {
+    for (int64_t group = first; group < last; ++group) {
+      const int64_t from = rows * group / groups, to = rows * (group + 1) / groups;
+      channel_sums_kernels().sum(dy.const_data_ptr<float>() + from * channels, to - from, channels,
+                                 parts + group * channels);
+    }
+  });
+  std::copy_n(parts, channels, sums);
+  for (int64_t k = channels; k < groups * channels; ++k) {
+    sums[k % channels] += parts[k];
+  }
+  return dbias;
+}
+
 Tensor frame_conv_fwd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& addend,
                       const std::vector<Tensor>& packed, bool transposed) {
   check_weight(weight);
@@ -222,9 +257,9 @@ Tensor frame_conv_fwd(const Tensor& x, const Tensor& weight, const OptionalTenso
   return convolve(channels_last(x), maps, weight, extras, packed, 0, transposed);
 }
 
-std::tuple<Tensor, Tensor> frame_conv_bwd(const Tensor& dy, const Tensor& x, const Tensor& weight,
+std::tuple<Tensor, Tensor, Tensor> frame_conv_bwd(const Tensor& dy, const Tensor& x, const Tensor& weight,
                                           const std::vector<Tensor>& packed, bool transposed, bool need_dx,
-                                          bool need_dweight) {
+                                          bool need_dweight, bool need_dbias) {
   check_weight(weight);
   const ConvMaps maps = maps_of("x", x, weight, transposed);
   const ConvMaps dy_maps = maps_of("dy", dy, weight, !transposed);
@@ -232,14 +267,12 @@ std::tuple<Tensor, Tensor> frame_conv_bwd(const Tensor& dy, const Tensor& x, con
                   "dy must have the shape of the output for x ", shape_text(x.sizes()), ", got ",
                   shape_text(dy.sizes()));
   const Tensor dense_dy = channels_last(dy), dense_x = channels_last(x);
-  const Tensor none = torch::stable::new_empty(x, {0});
-  const Tensor dx = need_dx ? convolve(dense_dy, maps, weight, {}, packed, 1, !transposed) : none;
-  if (!need_dweight) {
-    return {dx, none};
-  }
+  const auto none = [&] { return torch::stable::new_empty(x, {0}); };
+  const Tensor dx = need_dx ? convolve(dense_dy, maps, weight, {}, packed, 1, !transposed) : none();
   const Tensor &large = transposed ? dense_dy : dense_x, &small = transposed ? dense_x : dense_dy;
   const auto gradient = is_thin(weight) ? thin_weight_gradient : weight_gradient;
-  return {dx, gradient(large, small, maps, weight)};
+  const Tensor dweight = need_dweight ? gradient(large, small, maps, weight) : none();
+  return {dx, dweight, need_dbias ? bias_gradient(dense_dy, dy.size(1)) : none()};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(svg_fast, CPU, m) {

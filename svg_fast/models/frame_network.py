@@ -226,9 +226,7 @@ class FrameDecoder(FrameNetwork):
         x = self.normalise(x, norm, steps, record)
         for k, half in zip(self.levels(), halves, strict=True):
             join = self.join(k)
-            x = ops.frame_conv(
-                self.upsample(x), weights[join][0], join.bias, addend=half, transposed=join.transposed
-            )
+            x = ops.frame_conv(self.upsample(x), weights[join][0], join.bias, addend=half, transposed=join.transposed)
             x = self.finish_level(k, x, weights, steps, record)
         return x, statistics
 

@@ -49,8 +49,9 @@ def frame_conv(
     _check(x, weight, bias, addend, transposed)
     if not _fits(x, weight, bias, addend):
         return _stock(x, weight, bias, addend, transposed)
-    packed = prepared.packed if prepared is not None else _pack(weight.detach(), transposed, torch.is_grad_enabled())
-    return _fwd(x, weight, bias, addend, packed, transposed)
+    packed = prepared.packed if prepared is not None else []
+    y: Tensor = _fwd(x, weight, bias, addend, packed, transposed)
+    return y
 
 
 def prepare_conv(weight: Tensor, *, transposed: bool) -> ConvWeight:
@@ -105,10 +106,6 @@ def _stock(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None
     return y + addend if len(addend) == len(y) else (y.unflatten(0, (-1, len(addend))) + addend).flatten(0, 1)
 
 
-def _pack_fake(weight: Tensor, transposed: bool, backward: bool) -> list[Tensor]:
-    return reference.frame_conv_pack(weight, transposed, backward)
-
-
 def _fwd_fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, packed: list[Tensor], transposed: bool
 ) -> Tensor:
@@ -126,11 +123,12 @@ def _bwd_fake(
     transposed: bool,
     need_dx: bool,
     need_dweight: bool,
-) -> tuple[Tensor, Tensor]:
-    none = x.new_empty(0)
+    need_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        x.new_empty(x.shape).to(memory_format=torch.channels_last) if need_dx else none,
-        weight.new_empty(weight.shape) if need_dweight else none,
+        x.new_empty(x.shape).to(memory_format=torch.channels_last) if need_dx else x.new_empty(0),
+        weight.new_empty(weight.shape) if need_dweight else x.new_empty(0),
+        dy.new_empty(dy.shape[1]) if need_dbias else x.new_empty(0),
     )
 
 
@@ -143,19 +141,20 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     x, weight, *packed = ctx.saved_tensors
     need_dx, need_dweight, need_dbias, need_daddend, *_ = ctx.needs_input_grad
-    dx, dweight = _bwd(dy, x, weight, packed, ctx.transposed, need_dx, need_dweight)
-    dbias = dy.sum((0, 2, 3)) if need_dbias else None
+    needed = (need_dx, need_dweight, need_dbias)
+    gradients = _bwd(dy, x, weight, packed, ctx.transposed, *needed)
     daddend = None
     if need_daddend:
         shared = ctx.addend_images
         daddend = dy if shared in (0, len(dy)) else dy.unflatten(0, (-1, shared)).sum(0)
-    return dx if need_dx else None, dweight if need_dweight else None, dbias, daddend, [None] * len(packed), None
+    dx, dweight, dbias = (g if need else None for g, need in zip(gradients, needed, strict=True))
+    return dx, dweight, dbias, daddend, [None] * len(packed), None
 
 
 _pack = declare(
     "frame_conv_pack(Tensor weight, bool transposed, bool backward) -> Tensor[]",
     reference=reference.frame_conv_pack,
-    fake=_pack_fake,
+    fake=reference.frame_conv_pack,  # its layout is the kernel's secret: a traced graph packs where it convolves
 )
 _fwd = declare(
     "frame_conv_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, Tensor[] packed, bool transposed) -> Tensor",
@@ -164,7 +163,7 @@ _fwd = declare(
 )
 _bwd = declare(
     "frame_conv_bwd(Tensor dy, Tensor x, Tensor weight, Tensor[] packed, bool transposed, bool need_dx,"
-    " bool need_dweight) -> (Tensor dx, Tensor dweight)",
+    " bool need_dweight, bool need_dbias) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     reference=reference.frame_conv_bwd,
     fake=_bwd_fake,
 )

@@ -37,14 +37,15 @@ def frame_conv_bwd(
     transposed: bool,
     need_dx: bool,
     need_dweight: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the weight, empty where they are not needed."""
+    need_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, the weight and the bias, empty where they are not needed."""
     stride = [stride_of(weight)] * 2
     dx, dweight, _ = torch.ops.aten.convolution_backward(
         dy, x, weight, None, stride, [1, 1], [1, 1], transposed, [0, 0], 1, [need_dx, need_dweight, False]
     )
-    none = x.new_empty(0)
     return (
-        dx.clone(memory_format=torch.channels_last) if need_dx else none,
-        dweight.contiguous() if need_dweight else none,
+        dx.clone(memory_format=torch.channels_last) if need_dx else x.new_empty(0),
+        dweight.contiguous() if need_dweight else x.new_empty(0),
+        dy.sum((0, 2, 3)) if need_dbias else x.new_empty(0),
     )
