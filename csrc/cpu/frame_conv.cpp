@@ -174,9 +174,14 @@ Tensor weight_gradient(const Tensor& large, const Tensor& small, const ConvMaps&
   }
   const WinogradKernels::Variant& kernel = variant(weight);
   const Tensor dpacked = torch::stable::new_empty(weight, {kernel.gradient_planes, maps.d0, maps.d1});
-  const WinogradGradient conv{maps, large.const_data_ptr<float>(), small.const_data_ptr<float>(),
-                              dpacked.mutable_data_ptr<float>()};
-  over_tasks(kernel.gradient_tasks, [&](int64_t first, int64_t last) {
+  WinogradGradient conv{maps, large.const_data_ptr<float>(), small.const_data_ptr<float>(),
+                        dpacked.mutable_data_ptr<float>(), maps.d0};
+  const int64_t threads = torch::stable::get_num_threads();
+  const auto blocks = [&] { return (maps.d0 + conv.block_d0 - 1) / conv.block_d0; };
+  while (kernel.gradient_tasks * blocks() < threads && conv.block_d0 % (2 * kLeastColumns) == 0) {
+    conv.block_d0 /= 2;
+  }
+  over_tasks(kernel.gradient_tasks * blocks(), [&](int64_t first, int64_t last) {
     kernel.gradient(conv, scratch(kernel.gradient_scratch_size(maps)), first, last);
   });
   over_tasks(maps.d0, [&](int64_t first, int64_t last) {

@@ -36,6 +36,7 @@ struct WinogradGradient {
   const float* large;
   const float* small;
   float* dpacked;  // [P^2][phases][D0][D1]
+  int64_t block_d0;  // channels of the small map of one task
 };
 
 // One kernel size, number of outputs M and direction.
@@ -51,7 +52,7 @@ struct WinogradKernels {
   };
   struct Variant {
     Direction down, up;
-    // Tasks: rows of transformed taps x rows of phases.
+    // Tasks: rows of transformed taps x rows of phases (`gradient_tasks`) x blocks of the small map's channels.
     void (*gradient)(const WinogradGradient& conv, float* scratch, int64_t first, int64_t last);
     int64_t gradient_tasks, gradient_planes;
     int64_t (*gradient_scratch_size)(const ConvMaps& maps);

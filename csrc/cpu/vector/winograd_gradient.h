@@ -18,11 +18,11 @@ struct GradientRow {
   using Spread = Linear<G::Filter::kOutput, true>;
   const WinogradGradient& conv;
   Tiles tiles;
-  int64_t phase_y;
-  float *large, *small;  // [P][tile][channel]
+  int64_t phase_y, first_d0, d0;  // which channels of the small map
+  float *large, *small;           // [P][tile][channel]
 
   int64_t large_stride() const { return G::kStride * conv.maps.d1 + kPad; }
-  int64_t small_stride() const { return conv.maps.d0 + kPad; }
+  int64_t small_stride() const { return conv.block_d0 + kPad; }
 
   // The large map's windows, transformed as in `down`.
   void transform_large(const Tile& tile, int64_t t) const {
@@ -59,14 +59,14 @@ struct GradientRow {
     const Window<G::M, G::M> window(conv.small + tile.image * maps.height * maps.width * maps.d0, maps.height,
                                     maps.width, maps.d0, G::M * tile.row, 1, G::M * tile.column, 1);
     float* out = small + t * small_stride();
-    for (int64_t c = 0; c < maps.d0; c += kVector) {
+    for (int64_t c = 0; c < d0; c += kVector) {
       Vec<float> half[G::M], v[G::P];
 #pragma GCC unroll 4
       for (int b = 0; b < G::M; ++b) {
         Vec<float> y[G::M];
 #pragma GCC unroll 4
         for (int a = 0; a < G::M; ++a) {
-          y[a] = load(window.pixel[b][a] + c);
+          y[a] = load(window.pixel[b][a] + first_d0 + c);
         }
         half[b] = dot_row<Spread, kRow>(y);
       }
@@ -79,14 +79,13 @@ struct GradientRow {
   }
 
   void accumulate(int64_t count, bool first) const {
-    const int64_t d0 = conv.maps.d0, d1 = conv.maps.d1, vectors = panel_columns(d1), panel = vectors * kVector;
+    const int64_t d1 = conv.maps.d1, vectors = panel_columns(d1), panel = vectors * kVector;
     const TileStrides strides{1, small_stride(), large_stride(), d1};
     for (int i = 0; i < G::P; ++i) {
       for (int phase_x = 0; phase_x < G::kStride; ++phase_x) {
         const int64_t plane = ((kRow * G::P + i) * G::kStride + phase_y) * G::kStride + phase_x;
         multiply_panels(d0, d1, count, small + i * kGradientTiles * small_stride(),
-                        large + i * kGradientTiles * large_stride() + phase_x * d1, conv.dpacked + plane * d0 * d1,
-                        vectors, panel, strides, !first);
+                        large + i * kGradientTiles * large_stride() + phase_x * d1, conv.dpacked + (plane * conv.maps.d0 + first_d0) * d1, vectors, panel, strides, !first);
       }
     }
   }
@@ -106,20 +105,23 @@ struct GradientRow {
 };
 
 template <typename G, int kRow = 0>
-void gradient_row(const WinogradGradient& conv, float* scratch, int64_t row, int64_t phase_y) {
+void gradient_row(const WinogradGradient& conv, float* scratch, int64_t row, int64_t phase_y, int64_t first_d0) {
   if constexpr (kRow < G::P) {
     if (row != kRow) {
-      return gradient_row<G, kRow + 1>(conv, scratch, row, phase_y);
+      return gradient_row<G, kRow + 1>(conv, scratch, row, phase_y, first_d0);
     }
+    const int64_t left = conv.maps.d0 - first_d0, d0 = left < conv.block_d0 ? left : conv.block_d0;
     float* small = scratch + G::P * kGradientTiles * (G::kStride * conv.maps.d1 + kPad);
-    GradientRow<G, kRow>{conv, Tiles(conv.maps, G::M), phase_y, scratch, small}.run();
+    GradientRow<G, kRow>{conv, Tiles(conv.maps, G::M), phase_y, first_d0, d0, scratch, small}.run();
   }
 }
 
 template <typename G>
 void gradient(const WinogradGradient& conv, float* scratch, int64_t first, int64_t last) {
+  const int64_t blocks = (conv.maps.d0 + conv.block_d0 - 1) / conv.block_d0;
   for (int64_t task = first; task < last; ++task) {
-    gradient_row<G>(conv, scratch, task / G::kStride, task % G::kStride);
+    const int64_t row = task / blocks;
+    gradient_row<G>(conv, scratch, row / G::kStride, row % G::kStride, task % blocks * conv.block_d0);
   }
 }
 
