@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def check_tensor(name: str, value: Any) -> None:
+def check_dense(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
@@ -33,20 +33,20 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
 
 def check_rank(name: str, tensor: Tensor, axes: str) -> None:
     """`axes` names the dimensions, as in "T, B, Z"."""
-    check_tensor(name, tensor)
+    check_dense(name, tensor)
     rank = len(axes.split(","))
     if tensor.dim() != rank:
         raise ValueError(f"{name} must have {rank} dimensions ({axes}), got shape {list(tensor.shape)}")
 
 
 def check_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
-    check_tensor(name, tensor)
+    check_dense(name, tensor)
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    check_tensor(name, tensor)
+    check_dense(name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference import batch_norm_act as reference
 from ..reference.precision import compute_dtype
-from ._checks import check_floating, check_integer, check_like, check_number, check_rank, check_shape, check_tensor
+from ._checks import check_floating, check_integer, check_like, check_number, check_rank, check_shape, check_dense
 from ._declare import declare, differentiate
 
 Activation = Literal["leaky_relu", "tanh", "identity"]
@@ -90,7 +90,7 @@ def update_running_statistics(
     ):
         check_like(name, tensor, mean)
         check_shape(name, tensor, shape)
-    check_tensor("repeats", repeats)
+    check_dense("repeats", repeats)
     check_shape("repeats", repeats, (steps,))
     if repeats.device.type != "cpu":
         raise ValueError(f"repeats must be on the CPU, got {repeats.device}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference import gaussian as reference
 from ..reference.precision import compute_dtype
-from ._checks import check_floating, check_like, check_rank, check_shape, check_tensor
+from ._checks import check_floating, check_like, check_rank, check_shape, check_dense
 from ._declare import declare, differentiate
 
 _SEED_LIMIT = 2**63
@@ -86,7 +86,7 @@ def _check_sample(
     if seed is None:
         seed = torch.randint(_SEED_LIMIT - 1, (2,))
     if isinstance(seed, Tensor):
-        check_tensor("seed", seed)
+        check_dense("seed", seed)
         check_shape("seed", seed, (2,))
         if seed.dtype != torch.int64:
             raise TypeError(f"seed must be an int64 tensor of (seed, offset), got {seed.dtype}")
