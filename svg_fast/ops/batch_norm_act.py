@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference import batch_norm_act as reference
 from ..reference.precision import compute_dtype
-from ._checks import check_floating, check_integer, check_like, check_number, check_rank, check_shape, check_dense
+from ._checks import check_dense, check_floating, check_integer, check_like, check_number, check_rank, check_shape
 from ._declare import declare, differentiate
 
 Activation = Literal["leaky_relu", "tanh", "identity"]
