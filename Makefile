@@ -6,7 +6,7 @@ BIN := .venv/bin
 SOURCES := svg_fast tests benchmarks setup.py
 COMPILED := setup.py CMakeLists.txt $(shell find csrc -name "*.h" -o -name "*.cpp")
 
-.PHONY: build train test lint types unit bench clean
+.PHONY: build train test lint types unit sanitize bench clean
 
 build: .venv/built
 
@@ -24,12 +24,17 @@ test: lint types unit
 lint: build
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name "*.h" -o -name "*.cpp")
 
 types: build
 	$(BIN)/mypy
 
 unit: build
 	$(BIN)/pytest
+
+# The op tests under AddressSanitizer and UndefinedBehaviorSanitizer, with every instruction set that the CPU has.
+sanitize: build
+	$(BIN)/python tests/sanitize.py
 
 # Every benchmark against its peer in one run; needs a quiet machine.
 bench: build

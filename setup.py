@@ -5,7 +5,8 @@ An install without them works and is slower, so what is missing for a build is t
 
 from __future__ import annotations
 
-import importlib.util
+import itertools
+import logging
 import os
 import shlex
 import shutil
@@ -38,20 +39,21 @@ def find_tools() -> dict[str, str]:
     found = {what: next(filter(None, map(find, names)), "") for what, names in wanted.items()}
     there = [f"{what} at {path}" for what, path in found.items() if path]
     missing = [f"{what} ({', '.join(wanted[what])})" for what, path in found.items() if not path]
-    for package, name in (("torch", "PyTorch"), ("pybind11", "pybind11")):
-        if importlib.util.find_spec(package) is None:
-            missing.append(f"{name} (install it first, then this package with --no-build-isolation)")
     if missing:
         raise BuildError(f"missing {' and '.join(missing)}; found {' and '.join(there) or 'nothing'}")
     return found
 
 
 def reason(output: str) -> str:
-    """The first error in what a tool printed; CMake writes it below its heading."""
-    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()] or ["no output"]
-    first = next((k for k, line in enumerate(lines) if "error" in line.lower()), len(lines) - 1)
-    heading = lines[first].startswith("CMake Error")
-    return " ".join(lines[first + 1 : first + 4]) if heading else lines[first]
+    """The first error in what a tool printed; CMake indents it below a heading."""
+    lines = [line for line in output.splitlines() if line.strip()] or ["no output"]
+    for k, line in enumerate(lines):
+        if line.startswith("CMake Error"):
+            below = itertools.takewhile(lambda text: text.startswith(" "), lines[k + 1 : k + 4])
+            return " ".join(" ".join(below).split()) or line
+        if "error:" in line:
+            return line
+    return lines[-1]
 
 
 def run(*command: str | Path) -> str:
@@ -83,14 +85,16 @@ class CMakeBuild(build_ext):
     def compile(self, target: Path) -> None:
         tools = find_tools()
         folder = Path(self.build_temp).resolve()
+        shutil.rmtree(folder, ignore_errors=True)  # paths in it may be those of an environment that is gone
         configured = run(
-            *(tools["cmake"], "-S", ROOT, "-B", folder, "-G", "Ninja", "--fresh"),
+            *(tools["cmake"], "-S", ROOT, "-B", folder, "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
         )
         run(tools["cmake"], "--build", folder)
-        self.announce(next(line for line in configured.splitlines() if "svg_fast:" in line), level=2)
+        told = next(line for line in configured.splitlines() if "svg_fast:" in line)
+        self.announce(told.removeprefix("-- "), level=logging.INFO)
 
 
 setup(ext_modules=[Extension("svg_fast._C", sources=[], optional=True)], cmdclass={"build_ext": CMakeBuild})

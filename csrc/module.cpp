@@ -7,32 +7,16 @@
 
 #include "cpu/capability.h"
 
-namespace {
-
-std::string compiler() {
-#if defined(__clang__)
-  return "clang " __clang_version__;
-#elif defined(__GNUC__)
-  return "gcc " __VERSION__;
-#else
-  return "unknown";
-#endif
-}
-
-std::vector<std::string> cpu_capabilities() {
-#ifdef SVG_X86
-  return {"default", "avx2", "avx512"};
-#else
-  return {"default"};
-#endif
-}
-
-}  // namespace
-
 PYBIND11_MODULE(_C, m) {
+  std::vector<std::string> capabilities;
+  for (const svg_fast::Capability capability : svg_fast::kCapabilities) {
+    capabilities.push_back(svg_fast::capability_name(capability));
+  }
   m.doc() = "The compiled kernels of svg_fast, which attach themselves to the declared ops, and facts about the build.";
-  m.attr("compiler") = compiler();
-  m.attr("cpu_capabilities") = cpu_capabilities();
+  m.attr("compiler") = SVG_COMPILER;
+  m.attr("cpu_capabilities") = capabilities;
   m.attr("cpu_capability") = svg_fast::capability_name(svg_fast::capability());
   m.attr("cuda_architectures") = std::vector<std::string>();
+  m.attr("nvcc") = SVG_NVCC;
+  m.attr("left_out") = SVG_LEFT_OUT;
 }

@@ -12,7 +12,7 @@ from typing import Any
 logger = logging.getLogger("svg_fast")
 
 _MODULE = "svg_fast._C"
-_FACTS = ("compiler", "cpu_capabilities", "cpu_capability", "cuda_architectures")
+_FACTS = ("compiler", "cpu_capabilities", "cpu_capability", "nvcc", "cuda_architectures", "left_out")
 
 
 def load() -> None:
@@ -21,7 +21,10 @@ def load() -> None:
     Raises ImportError where SVG_FAST_CPU_CAPABILITY names an instruction set that is not to be had.
     """
     if find_spec(_MODULE) is None:
-        logger.warning("svg_fast was installed without compiled kernels: the slower references serve every op")
+        logger.warning(
+            "svg_fast was installed without compiled kernels: the slower references serve every op"
+            " (`pip install --verbose` tells why)"
+        )
         return
     try:
         importlib.import_module(_MODULE)
@@ -32,11 +35,11 @@ def load() -> None:
 
 
 def build_info() -> dict[str, Any]:
-    """Facts about the compiled kernels; empty where there are none.
+    """Facts about the compiled kernels, as the build found them; empty where there are none.
 
     compiler; cpu_capabilities, the instruction sets compiled for; cpu_capability, the one in use: the widest that the
-    CPU has, or what the environment variable SVG_FAST_CPU_CAPABILITY names before svg_fast is imported;
-    cuda_architectures.
+    CPU has, or what the environment variable SVG_FAST_CPU_CAPABILITY names before svg_fast is imported; nvcc, its path
+    or "not found"; cuda_architectures; left_out, what was not built and why.
     """
     module = sys.modules.get(_MODULE)
     if module is None:

@@ -125,7 +125,7 @@ def test_the_kernel_itself_tells_of_wrong_arguments(wrong: dict[str, Any], messa
 
 @needs_kernel
 def test_the_kernel_itself_tells_of_words_without_a_velocity() -> None:
-    with pytest.raises(RuntimeError, match=r"each row of bounds must end at 2\*\*32, got 7"):
+    with pytest.raises(RuntimeError, match=r"must ascend from 0 or more to 2\*\*32, got 7 to 7 in row 0"):
         call_operator(**arguments(bounds=torch.full((9, 81), 7)))
 
 
@@ -133,6 +133,16 @@ def test_the_kernel_itself_tells_of_words_without_a_velocity() -> None:
 def test_seed_outside_is_told(seed: int) -> None:
     with pytest.raises(ValueError, match=rf"seed must be in \[0, 2\*\*64\), got {seed}"):
         ops.moving_mnist_clips(**arguments(seed=seed))
+
+
+def test_clips_that_no_memory_holds_are_told() -> None:
+    with pytest.raises(ValueError, match="the clips must fit into memory, got n_frames=1099511627776, num_digits=2"):
+        ops.moving_mnist_clips(**arguments(n_frames=2**40))
+
+
+def test_a_number_that_is_no_int_is_told() -> None:
+    with pytest.raises(TypeError, match="image_size must be an int, got float"):
+        ops.moving_mnist_clips(**arguments(image_size=64.0))
 
 
 def test_tensor_on_another_device_is_told() -> None:

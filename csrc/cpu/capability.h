@@ -6,7 +6,18 @@ namespace svg_fast {
 
 enum class Capability { kDefault, kAVX2, kAVX512 };
 
-// The widest set that this CPU and this build have, or the one that SVG_FAST_CPU_CAPABILITY names
+// Those that this build has, the narrowest first; the build defines SVG_AVX2 and SVG_AVX512 where it has them.
+constexpr Capability kCapabilities[] = {
+    Capability::kDefault,
+#ifdef SVG_AVX2
+    Capability::kAVX2,
+#endif
+#ifdef SVG_AVX512
+    Capability::kAVX512,
+#endif
+};
+
+// The widest of them that this CPU has, or the one that SVG_FAST_CPU_CAPABILITY names
 // (default, avx2, avx512). Throws std::invalid_argument where that is not to be had.
 Capability capability();
 
@@ -14,30 +25,36 @@ const char* capability_name(Capability capability);
 
 }  // namespace svg_fast
 
-// Declares `name()`, the kernels of one op: a constant table of type `Type` that each vector file defines as
-// `const Type name{...}` in the namespace SVG_ISA. Constant, so that loading runs no code of a set the CPU lacks.
+// The namespaces of the instruction sets; the name of one that is left out stands for the default, and is never chosen.
+#ifdef SVG_AVX2
+#define SVG_ISA_AVX2 isa_avx2
+#else
+#define SVG_ISA_AVX2 isa_default
+#endif
+#ifdef SVG_AVX512
+#define SVG_ISA_AVX512 isa_avx512
+#else
+#define SVG_ISA_AVX512 isa_default
+#endif
+
 #define SVG_DECLARE_TABLE(isa, Type, name) \
   namespace isa {                          \
   extern const Type name;                  \
   }
 
-#ifdef SVG_X86
-#define SVG_DECLARE_KERNELS(Type, name)                         \
-  SVG_DECLARE_TABLE(isa_default, Type, name)                    \
-  SVG_DECLARE_TABLE(isa_avx2, Type, name)                       \
-  SVG_DECLARE_TABLE(isa_avx512, Type, name)                     \
-  inline const Type& name() {                                   \
-    switch (capability()) {                                     \
-      case Capability::kAVX512:                                 \
-        return isa_avx512::name;                                \
-      case Capability::kAVX2:                                   \
-        return isa_avx2::name;                                  \
-      default:                                                  \
-        return isa_default::name;                               \
-    }                                                           \
+// Declares `name()`, the kernels of one op: a constant table of type `Type` that each vector file defines as
+// `const Type name{...}` in the namespace SVG_ISA. Constant, so that loading runs no code of a set the CPU lacks.
+#define SVG_DECLARE_KERNELS(Type, name)         \
+  SVG_DECLARE_TABLE(isa_default, Type, name)    \
+  SVG_DECLARE_TABLE(SVG_ISA_AVX2, Type, name)   \
+  SVG_DECLARE_TABLE(SVG_ISA_AVX512, Type, name) \
+  inline const Type& name() {                   \
+    switch (capability()) {                     \
+      case Capability::kAVX512:                 \
+        return SVG_ISA_AVX512::name;            \
+      case Capability::kAVX2:                   \
+        return SVG_ISA_AVX2::name;              \
+      default:                                  \
+        return isa_default::name;               \
+    }                                           \
   }
-#else
-#define SVG_DECLARE_KERNELS(Type, name)      \
-  SVG_DECLARE_TABLE(isa_default, Type, name) \
-  inline const Type& name() { return isa_default::name; }
-#endif

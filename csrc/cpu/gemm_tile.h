@@ -1,5 +1,5 @@
-// The register tile of a matrix product, C (R, n) = A (R, K) B (K, n): R rows by a panel of whole vectors, which stay in
-// registers while K runs. B comes in panels, [n / width][K][width] with width = columns * lanes.
+// The register tile of a matrix product, C (R, n) = A (R, K) B (K, n): R rows by a panel of whole vectors, which stay
+// in registers while K runs. B comes in panels, [n / width][K][width] with width = columns * lanes.
 #pragma once
 
 #include "vec.h"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 _LIBRARY = torch.library.Library("svg_fast", "DEF")
 
@@ -29,12 +30,25 @@ def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
+def _on_one_side(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """One meta tensor among real ones leads to the shape function, whose real results would be memory as it was."""
+
+    @functools.wraps(fake)
+    def shapes(*arguments: Any) -> Any:
+        is_meta = {tensor.is_meta for tensor in tree_leaves(arguments) if isinstance(tensor, Tensor)}
+        if len(is_meta) > 1:
+            raise ValueError(f"the tensors of {name} must all be on the meta device, or none of them")
+        return fake(*arguments)
+
+    return shapes
+
+
 def declare(schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Define `svg_fast::<schema>` with its default kernel and shape function; returns the op to call."""
     name = _LIBRARY.define(schema)
     REFERENCE_KERNELS[name] = _outside_autocast(reference)
     _LIBRARY.impl(name, REFERENCE_KERNELS[name], "CompositeExplicitAutograd")
-    torch.library.register_fake(f"svg_fast::{name}", fake, lib=_LIBRARY)
+    torch.library.register_fake(f"svg_fast::{name}", _on_one_side(name, fake), lib=_LIBRARY)
     return getattr(torch.ops.svg_fast, name).default
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference import batch_norm_act as reference
 from ..reference.precision import compute_dtype
-from ._checks import check_floating, check_like, check_rank, check_shape
+from ._checks import check_dense, check_floating, check_integer, check_like, check_number, check_rank, check_shape
 from ._declare import declare, differentiate
 
 Activation = Literal["leaky_relu", "tanh", "identity"]
@@ -40,6 +40,9 @@ def batch_norm_act(
     for name, tensor in (("weight", weight), ("bias", bias)):
         check_like(name, tensor, x)
         check_shape(name, tensor, (x.shape[1],))
+    check_integer("steps", steps)
+    check_number("negative_slope", negative_slope)
+    check_number("eps", eps)
     if activation not in get_args(Activation):
         raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {activation!r}")
     if steps < 1 or x.shape[0] % steps:
@@ -87,11 +90,13 @@ def update_running_statistics(
     ):
         check_like(name, tensor, mean)
         check_shape(name, tensor, shape)
+    check_dense("repeats", repeats)
     check_shape("repeats", repeats, (steps,))
     if repeats.device.type != "cpu":
         raise ValueError(f"repeats must be on the CPU, got {repeats.device}")
-    if repeats.is_complex():
+    if repeats.is_complex() or repeats.is_quantized:
         raise TypeError(f"repeats must be real counts, got {repeats.dtype}")
+    check_number("momentum", momentum)
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be in [0, 1], got {momentum}")
     keep = (1 - momentum) ** repeats.to(torch.float64)

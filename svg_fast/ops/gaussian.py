@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference import gaussian as reference
 from ..reference.precision import compute_dtype
-from ._checks import check_floating, check_like, check_rank, check_shape
+from ._checks import check_dense, check_floating, check_like, check_rank, check_shape
 from ._declare import declare, differentiate
 
 _SEED_LIMIT = 2**63
@@ -86,6 +86,7 @@ def _check_sample(
     if seed is None:
         seed = torch.randint(_SEED_LIMIT - 1, (2,))
     if isinstance(seed, Tensor):
+        check_dense("seed", seed)
         check_shape("seed", seed, (2,))
         if seed.dtype != torch.int64:
             raise TypeError(f"seed must be an int64 tensor of (seed, offset), got {seed.dtype}")

@@ -64,6 +64,8 @@ def lstm_step(
     layers, hidden = h.shape[0], h.shape[-1]
     stacks = {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh}
     for name, stack in stacks.items():
+        if not hasattr(stack, "__len__"):
+            raise TypeError(f"{name} must be a sequence of tensors, got {type(stack).__name__}")
         if len(stack) != layers or not layers:
             raise ValueError(
                 f"{name} must hold one tensor for each layer of h ({layers}, at least 1), got {len(stack)}"

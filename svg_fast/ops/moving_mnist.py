@@ -7,8 +7,10 @@ from torch import Tensor
 
 from ..reference import moving_mnist as reference
 from ..reference.moving_mnist import DIGIT_SIZE, REFLECTING_TABLES, WALL_TABLES
-from ._checks import check_device, check_dtype, check_rank, check_shape
+from ._checks import check_device, check_dtype, check_integer, check_rank, check_shape
 from ._declare import declare
+
+_ADDRESSES = 2**47  # bytes that a process can address
 
 
 def moving_mnist_clips(
@@ -37,8 +39,10 @@ def moving_mnist_clips(
     Raises ValueError on a shape, device or number that does not fit, TypeError on a dtype.
     """
     check_rank("index", index, "B")
+    check_rank("digits", digits, f"N, {DIGIT_SIZE}, {DIGIT_SIZE}")
     check_rank("bounds", bounds, "R, C")
-    check_shape("digits", digits, (digits.shape[0] if digits.dim() else 1, DIGIT_SIZE, DIGIT_SIZE))
+    check_rank("velocities", velocities, "C, 2")
+    check_shape("digits", digits, (digits.shape[0], DIGIT_SIZE, DIGIT_SIZE))
     check_shape("velocities", velocities, (bounds.shape[1], 2))
     check_dtype("index", index, torch.int64)
     for name, tensor, dtype in (
@@ -48,6 +52,9 @@ def moving_mnist_clips(
     ):
         check_dtype(name, tensor, dtype)
         check_device(name, tensor, index)
+    numbers = {"seed": seed, "n_frames": n_frames, "num_digits": num_digits, "image_size": image_size}
+    for name, number in numbers.items():
+        check_integer(name, number)
     if bounds.shape[0] not in (REFLECTING_TABLES, WALL_TABLES):
         raise ValueError(f"bounds must have {REFLECTING_TABLES} or {WALL_TABLES} rows, got {bounds.shape[0]}")
     if digits.shape[0] < 1 or n_frames < 1 or num_digits < 1:
@@ -58,6 +65,8 @@ def moving_mnist_clips(
         raise ValueError(f"image_size must be more than the digits' {DIGIT_SIZE} pixels, got {image_size}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    if index.shape[0] * n_frames * max(image_size**2, 16 * num_digits) >= _ADDRESSES:
+        raise ValueError(f"the clips must fit into memory, got {n_frames=}, {num_digits=} and {image_size=}")
     # An op's int is signed: the same 64 bits.
     signed_seed = seed - 2**64 if seed >= 2**63 else seed
     clips: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _clips(

@@ -41,7 +41,8 @@ def batch_norm_act_fwd(
     var = torch.zeros_like(mean)
     if x.numel() == 0:
         return y, mean, var
-    weight, bias = weight.to(dtype), bias.to(dtype)
+    # ATen's BatchNorm reads without a look at shapes (and strides): reshape raises where one does not fit.
+    weight, bias = weight.to(dtype).reshape(shape[1:]), bias.to(dtype).reshape(shape[1:])
     for y_t, x_t, mean_t, var_t in zip(y.chunk(steps), x.chunk(steps), mean, var, strict=True):
         torch.mean(x_t, (0, 2, 3), dtype=dtype, out=mean_t)
         torch.mean((x_t - mean_t.view(-1, 1, 1)).square_(), (0, 2, 3), out=var_t)
@@ -66,8 +67,10 @@ def batch_norm_act_bwd(
     dx = torch.empty_like(x)
     dweight, dbias = torch.zeros_like(mean), torch.zeros_like(mean)
     if x.numel():
-        dz = _activate_bwd(dy, y, activation, negative_slope)
-        scale, invstd = weight.to(mean.dtype), (var + eps).rsqrt()
+        shape = steps, x.shape[1]
+        dz = _activate_bwd(dy, y, activation, negative_slope).reshape(x.shape)
+        scale, invstd = weight.to(mean.dtype).reshape(shape[1:]), (var + eps).rsqrt()
+        mean, invstd = mean.reshape(shape).contiguous(), invstd.reshape(shape).contiguous()
         rows = zip(dz.chunk(steps), x.chunk(steps), mean, invstd, dx.chunk(steps), dweight, dbias, strict=True)
         for dz_t, x_t, mean_t, invstd_t, dx_t, dweight_t, dbias_t in rows:
             torch.ops.aten.native_batch_norm_backward.out(

@@ -54,6 +54,8 @@ class _Sampler:
 
     def __init__(self, bounds: IntArray, velocities: IntArray) -> None:
         n_tables, n_cells = bounds.shape
+        if (np.diff(bounds, prepend=0) < 0).any() or (bounds[:, -1] != 1 << 32).any():
+            raise ValueError("each row of bounds must ascend from 0 or more to 2**32")
         # Shifted by r * 2**32 for table r the tables are one sorted array, and a single searchsorted serves
         # digits at any mixture of walls.
         self._bounds = (bounds + (np.arange(n_tables)[:, None] << 32)).reshape(-1)
