@@ -47,7 +47,10 @@ def test_table_has_every_op_on_cpu_and_cuda() -> None:
 def test_kernels_serve_where_they_could_be_built() -> None:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("no C++ compiler: the references serve")
-    assert [op for op in backend.ops() if backend.served_by(op) == "kernel"] == ["moving_mnist_clips"]
+    assert [op for op in backend.ops() if backend.served_by(op) == "kernel"] == [
+        *(f"gaussian_{name}_{way}" for name in ("kl", "rsample", "rsample_kl") for way in ("bwd", "fwd")),
+        "moving_mnist_clips",
+    ]
 
 
 @pytest.mark.usefixtures("kernel")
