@@ -10,12 +10,6 @@
 #include <sstream>
 #include <string>
 
-#ifdef __CUDACC__
-#define SVG_HOST_DEVICE __host__ __device__
-#else
-#define SVG_HOST_DEVICE
-#endif
-
 namespace svg_fast {
 
 using torch::headeronly::ScalarType;
@@ -38,7 +32,8 @@ inline void check_rank(const char* name, const Tensor& tensor, int64_t rank) {
                   shape_text(tensor.sizes()));
 }
 
-inline void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape) {
+template <typename Sizes = std::initializer_list<int64_t>>
+void check_shape(const char* name, const Tensor& tensor, const Sizes& shape) {
   const auto sizes = tensor.sizes();
   const bool same = std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
   STD_TORCH_CHECK(same, name, " must have shape ", shape_text(shape), ", got ", shape_text(sizes));

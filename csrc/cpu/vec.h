@@ -4,8 +4,14 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
-#define SVG_INLINE inline __attribute__((always_inline))
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
+#include "../inline.h"
 
 namespace svg_fast::SVG_ISA {
 
@@ -66,6 +72,52 @@ SVG_INLINE V minimum(V a, V b) {
 template <typename V>
 SVG_INLINE V maximum(V a, V b) {
   return a > b ? a : b;
+}
+
+// Compiles to the instruction, which the vector types have no operator for.
+template <typename T>
+SVG_INLINE Vec<T> square_root(Vec<T> v) {
+  for (int64_t k = 0; k < kLanes<T>; ++k) {
+    if constexpr (std::is_same_v<T, float>) {
+      v[k] = __builtin_sqrtf(v[k]);
+    } else {
+      v[k] = __builtin_sqrt(v[k]);
+    }
+  }
+  return v;
+}
+
+// Products of the low halves of 64-bit lanes, whatever the upper halves hold: one instruction on x86, which the
+// compilers do not find by themselves.
+SVG_INLINE Vec<uint64_t> multiply_low_halves(Vec<uint64_t> a, Vec<uint64_t> b) {
+#if defined(__AVX512F__)
+  // the unmasked form warns of an uninitialised value, in gcc 12's own header
+  return (Vec<uint64_t>)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Vec<uint64_t>)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (Vec<uint64_t>)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xFFFFFFFF) * (b & 0xFFFFFFFF);
+#endif
+}
+
+// a0 b0 a1 b1 ..., in two vectors.
+template <typename T>
+struct Interleaved {
+  Vec<T> half[2];
+};
+
+template <typename T, int... kLane>
+SVG_INLINE Interleaved<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, kLane...>) {
+  constexpr int kCount = sizeof...(kLane);
+  return {{__builtin_shufflevector(a, b, (kLane % 2 * kCount + kLane / 2)...),
+           __builtin_shufflevector(a, b, (kLane % 2 * kCount + kLane / 2 + kCount / 2)...)}};
+}
+
+template <typename T>
+SVG_INLINE Interleaved<T> interleave(Vec<T> a, Vec<T> b) {
+  return interleave<T>(a, b, std::make_integer_sequence<int, kLanes<T>>());
 }
 
 // Sum of the lanes, in a fixed order.

@@ -1,4 +1,5 @@
-// exp, expm1, tanh and sigmoid of vectors, to two units in the last place, in float and double. NaN stays NaN.
+// exp, expm1, tanh, sigmoid, logarithm, and sine and cosine of vectors, to two units in the last place, in float and
+// double. NaN stays NaN.
 #pragma once
 
 #include <limits>
@@ -14,18 +15,20 @@ struct Float;
 template <>
 struct Float<float> {
   using Int = int32_t;
-  static constexpr int kMantissaBits = 23, kBias = 127, kExpTerms = 7;
+  static constexpr int kMantissaBits = 23, kBias = 127, kExpTerms = 7, kLogTerms = 5, kTurnTerms = 5;
   static constexpr float kRound = 0x1.8p23f;  // adding it leaves a small number rounded, in the last bits
   static constexpr float kLog2e = 0x1.715476p+0f, kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
+  static constexpr float kSqrtHalf = 0x1.6a09e6p-1f;
   static constexpr float kExpLow = -104.0f, kExpHigh = 89.0f, kTanhHigh = 10.0f;
 };
 
 template <>
 struct Float<double> {
   using Int = int64_t;
-  static constexpr int kMantissaBits = 52, kBias = 1023, kExpTerms = 13;
+  static constexpr int kMantissaBits = 52, kBias = 1023, kExpTerms = 13, kLogTerms = 10, kTurnTerms = 9;
   static constexpr double kRound = 0x1.8p52;
   static constexpr double kLog2e = 0x1.71547652b82fep+0, kLn2High = 0x1.62e42fefa38p-1, kLn2Low = 0x1.ef35793c7673p-45;
+  static constexpr double kSqrtHalf = 0x1.6a09e667f3bcdp-1;
   static constexpr double kExpLow = -746.0, kExpHigh = 710.0, kTanhHigh = 20.0;
 };
 
@@ -99,6 +102,52 @@ SVG_INLINE Vec<T> hyperbolic_tangent(Vec<T> x) {
   const Vec<T> power = power_of_two<T>(reduced.n);
   const Vec<T> expm1 = expm1_small<T>(reduced.r) * power + (power - T{1});
   return (Vec<T>)((Bits)(expm1 / (expm1 + T{2})) | sign);
+}
+
+// Of positive normal numbers. x = 2^n m with m within a factor of sqrt(2) of one, and log m = 2 artanh s with
+// s = (m - 1) / (m + 1), |s| < 0.172: the Taylor series.
+template <typename T>
+SVG_INLINE Vec<T> logarithm(Vec<T> x) {
+  using F = Float<T>;
+  using Int = Vec<typename F::Int>;
+  const Int n = ((Int)x - (Int)broadcast(F::kSqrtHalf)) >> F::kMantissaBits;
+  const Vec<T> f = (Vec<T>)((Int)x - (n << F::kMantissaBits)) - T{1};
+  const Vec<T> s = f / (f + T{2}), square = s * s, exponent = __builtin_convertvector(n, Vec<T>);
+  Vec<T> sum = broadcast(T{2} / (2 * F::kLogTerms - 1));
+#pragma GCC unroll 16
+  for (int k = F::kLogTerms - 2; k >= 1; --k) {
+    sum = sum * square + T{2} / (2 * k + 1);
+  }
+  return exponent * F::kLn2High + (exponent * F::kLn2Low + s * square * sum + (s + s));
+}
+
+template <typename T>
+struct SineCosine {
+  Vec<T> sine, cosine;
+};
+
+// Of 2 pi x, that is of x turns, |x| <= 1; errors relative to one. The nearest quarter of a turn is taken away, the
+// Taylor series of the rest, which is at most pi / 4, are swapped and signed by the number of quarters.
+template <typename T>
+SVG_INLINE SineCosine<T> sine_cosine_of_turns(Vec<T> x) {
+  using F = Float<T>;
+  using Int = Vec<typename F::Int>;
+  constexpr T kTwoPi = static_cast<T>(6.283185307179586);
+  constexpr int kSignShift = 8 * sizeof(T) - 2;  // of the second bit up to the sign
+  const Vec<T> shifted = x * T{4} + F::kRound;
+  const Int quarters = (Int)shifted - (Int)broadcast(F::kRound);
+  const Vec<T> r = (x - (shifted - F::kRound) * T{0.25}) * kTwoPi, square = r * r;
+  Vec<T> sine = broadcast(static_cast<T>(inverse_factorial(2 * F::kTurnTerms - 1)));
+  Vec<T> cosine = broadcast(static_cast<T>(inverse_factorial(2 * F::kTurnTerms - 2)));
+#pragma GCC unroll 16
+  for (int k = F::kTurnTerms - 2; k >= 0; --k) {
+    sine = static_cast<T>(inverse_factorial(2 * k + 1)) - sine * square;
+    cosine = static_cast<T>(inverse_factorial(2 * k)) - cosine * square;
+  }
+  sine *= r;
+  const Int odd = (quarters & 1) != 0;
+  const Int minus_sine = (quarters & 2) << kSignShift, minus_cosine = ((quarters + 1) & 2) << kSignShift;
+  return {(Vec<T>)((Int)(odd ? cosine : sine) ^ minus_sine), (Vec<T>)((Int)(odd ? sine : cosine) ^ minus_cosine)};
 }
 
 }  // namespace svg_fast::SVG_ISA
