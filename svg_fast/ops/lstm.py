@@ -88,7 +88,14 @@ def _layer_fwd_fake(gates_x: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tu
 
 
 def _layer_bwd_fake(
-    dy: Tensor, dc: Tensor, gates: Tensor, y: Tensor, c: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor
+    dy: Tensor | None,
+    dc: Tensor | None,
+    gates: Tensor,
+    y: Tensor,
+    c: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_hh: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         y.new_empty(gates.shape),
@@ -102,10 +109,13 @@ def _layer_setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Ten
     _, h0, c0, w_hh = inputs
     y, c, gates = output
     ctx.mark_non_differentiable(gates)
+    ctx.set_materialize_grads(False)  # an output that nothing depends on has no gradient: no zeros are made for it
     ctx.save_for_backward(gates, y, c, h0, c0, w_hh)
 
 
-def _layer_backward(ctx: Any, dy: Tensor, dc: Tensor, _dgates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _layer_backward(
+    ctx: Any, dy: Tensor | None, dc: Tensor | None, _dgates: None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _layer_bwd(dy, dc, *ctx.saved_tensors)
 
 
@@ -124,8 +134,8 @@ def _step_fwd_fake(
 
 
 def _step_bwd_fake(
-    dh: Tensor,
-    dc: Tensor,
+    dh: Tensor | None,
+    dc: Tensor | None,
     gates: Tensor,
     h_next: Tensor,
     c_next: Tensor,
@@ -150,11 +160,12 @@ def _step_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor,
     x, h, c, w_ih, w_hh, _, _ = inputs
     h_next, c_next, gates = output
     ctx.mark_non_differentiable(gates)
+    ctx.set_materialize_grads(False)
     ctx.layers = len(w_ih)
     ctx.save_for_backward(gates, h_next, c_next, x, h, c, *w_ih, *w_hh)
 
 
-def _step_backward(ctx: Any, dh: Tensor, dc: Tensor, _dgates: Tensor) -> tuple[Any, ...]:
+def _step_backward(ctx: Any, dh: Tensor | None, dc: Tensor | None, _dgates: None) -> tuple[Any, ...]:
     saved, weights = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
     dx, dh, dc, dw_ih, dw_hh, db = _step_bwd(dh, dc, *saved, list(weights[: ctx.layers]), list(weights[ctx.layers :]))
     return dx, dh, dc, dw_ih, dw_hh, db, list(db)
@@ -166,7 +177,7 @@ _layer_fwd = declare(
     fake=_layer_fwd_fake,
 )
 _layer_bwd = declare(
-    "lstm_layer_bwd(Tensor dy, Tensor dc, Tensor gates, Tensor y, Tensor c, Tensor h0, Tensor c0, Tensor w_hh)"
+    "lstm_layer_bwd(Tensor? dy, Tensor? dc, Tensor gates, Tensor y, Tensor c, Tensor h0, Tensor c0, Tensor w_hh)"
     " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dw_hh)",
     reference=reference.lstm_layer_bwd,
     fake=_layer_bwd_fake,
@@ -178,7 +189,7 @@ _step_fwd = declare(
     fake=_step_fwd_fake,
 )
 _step_bwd = declare(
-    "lstm_step_bwd(Tensor dh, Tensor dc, Tensor gates, Tensor h_next, Tensor c_next, Tensor x, Tensor h, Tensor c,"
+    "lstm_step_bwd(Tensor? dh, Tensor? dc, Tensor gates, Tensor h_next, Tensor c_next, Tensor x, Tensor h, Tensor c,"
     " Tensor[] w_ih, Tensor[] w_hh)"
     " -> (Tensor dx, Tensor dh_prev, Tensor dc_prev, Tensor[] dw_ih, Tensor[] dw_hh, Tensor[] db)",
     reference=reference.lstm_step_bwd,
