@@ -37,35 +37,51 @@ SVG_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   }
 }
 
-// In each pair of lanes at distance kStep: the pair's sum in a, then that in b.
-template <typename T, int kStep>
-SVG_INLINE Vec<T> add_pairs(Vec<T> a, Vec<T> b) {
-  return low_halves<T, kStep>(a, b, AllLanes<T>{}) + high_halves<T, kStep>(a, b, AllLanes<T>{});
+// Within 16 bytes lanes change place at least cost. So many vectors are summed at once that their sums fill as much.
+template <typename T>
+constexpr int kSums = 16 / sizeof(T);
+
+// 16 bytes by 16 bytes: the sums of a's neighbouring lanes, then those of b's.
+template <typename T, int... kLane>
+SVG_INLINE Vec<T> add_neighbours(Vec<T> a, Vec<T> b, std::integer_sequence<int, kLane...>) {
+  constexpr auto from = [](int lane) {
+    const int first = lane / kSums<T> * kSums<T>, place = lane % kSums<T>, half = kSums<T> / 2;
+    return place < half ? first + 2 * place : first + 2 * (place - half) + int{kLanes<T>};
+  };
+  return __builtin_shufflevector(a, b, from(kLane)...) + __builtin_shufflevector(a, b, (from(kLane) + 1)...);
 }
 
-template <typename T, int kStep>
-SVG_INLINE Vec<T> add_far_lanes(Vec<T> v) {
-  if constexpr (kStep < kLanes<T>) {
-    return add_far_lanes<T, 2 * kStep>(add_pairs<T, kStep>(v, v));
-  } else {
+template <typename T, int kBytes>
+struct VectorOfBytes {
+  typedef T type __attribute__((vector_size(kBytes)));
+};
+
+template <typename T, int kBytes, int... kLane>
+SVG_INLINE auto add_halves(typename VectorOfBytes<T, kBytes>::type v, std::integer_sequence<int, kLane...>) {
+  constexpr int kHalf = sizeof...(kLane);
+  return __builtin_shufflevector(v, v, kLane...) + __builtin_shufflevector(v, v, (kLane + kHalf)...);
+}
+
+// The sum of the vector's 16-byte parts.
+template <typename T, int kBytes = kVectorBytes>
+SVG_INLINE typename VectorOfBytes<T, 16>::type add_parts(typename VectorOfBytes<T, kBytes>::type v) {
+  if constexpr (kBytes == 16) {
     return v;
+  } else {
+    constexpr int kHalf = kBytes / 2;
+    return add_parts<T, kHalf>(add_halves<T, kBytes>(v, std::make_integer_sequence<int, kHalf / sizeof(T)>{}));
   }
 }
 
-// How many vectors `store_sums` sums at once.
-template <typename T>
-constexpr int kSums = kLanes<T> < 4 ? 2 : 4;
-
-// The sums of the vectors' lanes, one after another in memory, in a fixed order of additions.
+// The sums of the vectors' lanes, one after another in memory; in a fixed order of additions.
 template <typename T>
 SVG_INLINE void store_sums(T* p, const Vec<T> (&v)[kSums<T>]) {
-  const Vec<T> pairs = add_pairs<T, 1>(v[0], v[1]);
-  if constexpr (kSums<T> == 2) {
-    store<T>(p, pairs);
-  } else {
-    const Vec<T> quads = add_pairs<T, 2>(pairs, add_pairs<T, 1>(v[2], v[3]));
-    store_part<T>(p, add_far_lanes<T, 4>(quads), 4);
+  Vec<T> sums = add_neighbours<T>(v[0], v[1], AllLanes<T>{});
+  if constexpr (kSums<T> == 4) {
+    sums = add_neighbours<T>(sums, add_neighbours<T>(v[2], v[3], AllLanes<T>{}), AllLanes<T>{});
   }
+  const auto sum = add_parts<T>(sums);
+  std::memcpy(p, &sum, sizeof sum);
 }
 
 }  // namespace svg_fast::SVG_ISA

@@ -18,13 +18,11 @@
 namespace svg_fast {
 namespace {
 
-using torch::stable::new_empty, torch::stable::new_zeros;
-
 template <typename T>
 Tensor pack(const Tensor& w_hh) {
   const int64_t hidden = w_hh.size(1), width = kGates * lstm_functions<T>().panel_units;
   const int64_t panels = divide_up(hidden, lstm_functions<T>().panel_units);
-  const Tensor packed = new_empty(w_hh, {panels, hidden, width});
+  const Tensor packed = new_tensor<T>({panels, hidden, width});
   const T* from = w_hh.const_data_ptr<T>();
   T* to = packed.mutable_data_ptr<T>();
   const auto run = [&](int64_t begin, int64_t end) {
@@ -40,8 +38,8 @@ template <typename T>
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& gates_x, const Tensor& h0, const Tensor& c0,
                                            const Tensor& w_hh) {
   const int64_t steps = gates_x.size(0), batch = h0.size(0), hidden = h0.size(1), state = batch * hidden;
-  const Tensor y = new_empty(gates_x, {steps, batch, hidden}), c = new_empty(gates_x, {steps, batch, hidden});
-  const Tensor gates = new_empty(gates_x, {steps, batch, kGates * hidden}), packed = pack<T>(w_hh);
+  const Tensor y = new_tensor<T>({steps, batch, hidden}), c = new_tensor<T>({steps, batch, hidden});
+  const Tensor gates = new_tensor<T>({steps, batch, kGates * hidden}), packed = pack<T>(w_hh);
   const T *pre = gates_x.const_data_ptr<T>(), *weights = packed.const_data_ptr<T>();
   const T *h_prev = h0.const_data_ptr<T>(), *c_prev = c0.const_data_ptr<T>();
   LSTMForward<T> step{hidden, c_prev, c.mutable_data_ptr<T>(), y.mutable_data_ptr<T>(), gates.mutable_data_ptr<T>()};
@@ -79,7 +77,7 @@ struct LayerGradients {
 template <typename T>
 Tensor weight_gradient(const Tensor& dgates, const Tensor& h0, const Tensor& y) {
   const int64_t steps = y.size(0), batch = y.size(1), hidden = y.size(2);
-  PackedMatrix<T> h_prev(y, steps * batch, hidden);
+  PackedMatrix<T> h_prev(steps * batch, hidden);
   if (steps > 0) {
     h_prev.set_rows(h0.const_data_ptr<T>(), 0, batch);
     h_prev.set_rows(y.const_data_ptr<T>(), batch, (steps - 1) * batch);
@@ -91,8 +89,8 @@ template <typename T>
 LayerGradients backward(const std::optional<Tensor>& dy, const std::optional<Tensor>& dc, const Tensor& gates,
                         const Tensor& y, const Tensor& c, const Tensor& h0, const Tensor& c0, const Tensor& w_hh) {
   const int64_t steps = y.size(0), batch = y.size(1), hidden = y.size(2), state = batch * hidden;
-  const Tensor dgates = new_empty(gates, {steps, batch, kGates * hidden});
-  const Tensor dh_prev = new_zeros(gates, {batch, hidden}), dc_prev = new_zeros(gates, {batch, hidden});
+  const Tensor dgates = new_tensor<T>({steps, batch, kGates * hidden});
+  const Tensor dh_prev = new_zeros<T>({batch, hidden}), dc_prev = new_zeros<T>({batch, hidden});
   const PackedMatrix<T> weights(w_hh);
   const ProductFunctions<T>& product = product_functions<T>();
   const int64_t flops = 2 * batch * kGates * hidden * hidden;

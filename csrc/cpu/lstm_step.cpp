@@ -18,23 +18,7 @@
 namespace svg_fast {
 namespace {
 
-using torch::stable::new_empty, torch::stable::new_zeros, torch::stable::select;
-using Tensors = std::vector<Tensor>;
-
-Tensors dense_all(const Tensors& tensors, ScalarType dtype) {
-  Tensors all;
-  for (const Tensor& tensor : tensors) {
-    all.push_back(dense(tensor, dtype));
-  }
-  return all;
-}
-
-Tensors converted_like(Tensors tensors, const Tensors& like) {
-  for (size_t k = 0; k < tensors.size(); ++k) {
-    tensors[k] = converted(tensors[k], like[k].scalar_type());
-  }
-  return tensors;
-}
+using torch::stable::select;
 
 void check_states(const Tensor& x, const Tensor& h, const Tensor& c) {
   check_rank("x", x, 2);
@@ -67,8 +51,8 @@ template <typename T>
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& h, const Tensor& c, const Tensors& w_ih,
                                            const Tensors& w_hh, const Tensors& b_ih, const Tensors& b_hh) {
   const int64_t layers = h.size(0), batch = h.size(1), hidden = h.size(2), state = batch * hidden;
-  const Tensor h_next = new_empty(h, {layers, batch, hidden}), c_next = new_empty(c, {layers, batch, hidden});
-  const Tensor gates = new_empty(x, {layers, batch, kGates * hidden});
+  const Tensor h_next = new_tensor<T>({layers, batch, hidden}), c_next = new_tensor<T>({layers, batch, hidden});
+  const Tensor gates = new_tensor<T>({layers, batch, kGates * hidden});
   const int64_t panels = divide_up(hidden, lstm_functions<T>().panel_units);
   const T *below = x.const_data_ptr<T>(), *h_prev = h.const_data_ptr<T>();
   LSTMForward<T> step{hidden, c.const_data_ptr<T>(), c_next.mutable_data_ptr<T>(), h_next.mutable_data_ptr<T>(),
@@ -98,15 +82,15 @@ std::tuple<Tensor, Tensor, Tensor> lstm_step_fwd(const Tensor& x, const Tensor& 
   const ScalarType dtype = compute_dtype(x);
   const auto run = dtype == ScalarType::Double ? forward<double> : forward<float>;
   const auto [h_next, c_next, gates] =
-      run(dense(x, dtype), dense(h, dtype), dense(c, dtype), dense_all(w_ih, dtype), dense_all(w_hh, dtype),
-          dense_all(b_ih, dtype), dense_all(b_hh, dtype));
+      run(dense(x, dtype), dense(h, dtype), dense(c, dtype), dense(w_ih, dtype), dense(w_hh, dtype),
+          dense(b_ih, dtype), dense(b_hh, dtype));
   return {converted(h_next, h.scalar_type()), converted(c_next, c.scalar_type()), gates};
 }
 
 template <typename T>
 Tensor sum_rows(const Tensor& matrix) {
   const int64_t rows = matrix.size(0), columns = matrix.size(1);
-  const Tensor sum = new_zeros(matrix, {columns});
+  const Tensor sum = new_zeros<T>({columns});
   const T* from = matrix.const_data_ptr<T>();
   T* to = sum.mutable_data_ptr<T>();
   for (int64_t r = 0; r < rows; ++r) {
@@ -127,10 +111,10 @@ StepGradients backward(const std::optional<Tensor>& dh, const std::optional<Tens
                        const Tensor& h_next, const Tensor& c_next, const Tensor& x, const Tensor& h, const Tensor& c,
                        const Tensors& w_ih, const Tensors& w_hh) {
   const int64_t layers = h.size(0), batch = h.size(1), hidden = h.size(2), state = batch * hidden;
-  const Tensor dgates = new_empty(gates, {batch, kGates * hidden});
+  const Tensor dgates = new_tensor<T>({batch, kGates * hidden});
   StepGradients d;
-  d.dh_prev = new_empty(h, {layers, batch, hidden});
-  d.dc_prev = new_empty(c, {layers, batch, hidden});
+  d.dh_prev = new_tensor<T>({layers, batch, hidden});
+  d.dc_prev = new_tensor<T>({layers, batch, hidden});
   T* dpre = dgates.mutable_data_ptr<T>();
   const T* dh_above = nullptr;
   for (int64_t k = layers - 1; k >= 0; --k) {
@@ -146,7 +130,7 @@ StepGradients backward(const std::optional<Tensor>& dh, const std::optional<Tens
                                .dgates = dpre,
                                .dc_prev = d.dc_prev.mutable_data_ptr<T>() + at};
     lstm_functions<T>().backward(step, 0, batch, 0, hidden);
-    const Tensor below = k > 0 ? select(h_next, 0, k - 1) : x, dbelow = new_empty(x, {batch, below.size(1)});
+    const Tensor below = k > 0 ? select(h_next, 0, k - 1) : x, dbelow = new_tensor<T>({batch, below.size(1)});
     multiply(dpre, PackedMatrix<T>(w_hh[k]), d.dh_prev.mutable_data_ptr<T>() + at, batch);
     multiply(dpre, PackedMatrix<T>(w_ih[k]), dbelow.mutable_data_ptr<T>(), batch);
     d.dw_ih.insert(d.dw_ih.begin(), multiply_transposed(dgates, PackedMatrix<T>(below)));
@@ -174,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors> lstm_step_bwd(
   const auto run = dtype == ScalarType::Double ? backward<double> : backward<float>;
   const StepGradients d =
       run(dense(dh, dtype), dense(dc, dtype), dense(gates, dtype), dense(h_next, dtype), dense(c_next, dtype),
-          dense(x, dtype), dense(h, dtype), dense(c, dtype), dense_all(w_ih, dtype), dense_all(w_hh, dtype));
+          dense(x, dtype), dense(h, dtype), dense(c, dtype), dense(w_ih, dtype), dense(w_hh, dtype));
   return {converted(d.dx, x.scalar_type()), converted(d.dh_prev, h.scalar_type()), converted(d.dc_prev, c.scalar_type()),
           converted_like(d.dw_ih, w_ih), converted_like(d.dw_hh, w_hh), converted_like(d.db, w_ih)};
 }

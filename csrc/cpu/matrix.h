@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "../common.h"
 #include "parallel.h"
@@ -33,6 +34,51 @@ inline std::optional<Tensor> dense(const std::optional<Tensor>& tensor, ScalarTy
   return tensor ? std::optional(dense(*tensor, dtype)) : std::nullopt;
 }
 
+using Tensors = std::vector<Tensor>;
+
+inline Tensors dense(const Tensors& tensors, ScalarType dtype) {
+  Tensors all;
+  all.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) {
+    all.push_back(dense(tensor, dtype));
+  }
+  return all;
+}
+
+// Each in the dtype of its counterpart.
+inline Tensors converted_like(const Tensors& tensors, const Tensors& like) {
+  Tensors all;
+  for (size_t k = 0; k < tensors.size(); ++k) {
+    all.push_back(converted(tensors[k], like[k].scalar_type()));
+  }
+  return all;
+}
+
+template <typename T>
+constexpr bool kIsDouble = sizeof(T) == sizeof(double);
+
+// Uninitialised and contiguous. The shim is called by its name in C: a look-up of aten::empty by its own costs a
+// microsecond, which a step of a small batch would feel.
+template <typename T, size_t kRank>
+Tensor new_tensor(const int64_t (&shape)[kRank]) {
+  int64_t strides[kRank];
+  int64_t stride = 1;
+  for (size_t k = kRank; k-- > 0; stride *= shape[k]) {
+    strides[k] = stride;
+  }
+  const int32_t dtype = kIsDouble<T> ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  AtenTensorHandle tensor = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(kRank, shape, strides, dtype, aoti_torch_device_type_cpu(), 0, &tensor));
+  return Tensor(tensor);
+}
+
+template <typename T, size_t kRank>
+Tensor new_zeros(const int64_t (&shape)[kRank]) {
+  Tensor tensor = new_tensor<T>(shape);
+  return torch::stable::zero_(tensor);
+}
+
 // A gradient may be left out: it is zero.
 inline void check_gradient(const char* name, const std::optional<Tensor>& gradient,
                            std::initializer_list<int64_t> shape) {
@@ -52,12 +98,13 @@ template <typename T>
 class PackedMatrix {
  public:
   // Without its rows.
-  PackedMatrix(const Tensor& like, int64_t depth, int64_t columns)
-      : depth(depth), columns(columns), panels(divide_up(columns, product_functions<T>().panel_columns)) {
-    memory_ = torch::stable::new_empty(like, {panels * product_functions<T>().panel_columns, depth});
-  }
+  PackedMatrix(int64_t depth, int64_t columns)
+      : depth(depth),
+        columns(columns),
+        panels(divide_up(columns, product_functions<T>().panel_columns)),
+        memory_(new_tensor<T>({panels, depth, product_functions<T>().panel_columns})) {}
 
-  explicit PackedMatrix(const Tensor& matrix) : PackedMatrix(matrix, matrix.size(0), matrix.size(1)) {
+  explicit PackedMatrix(const Tensor& matrix) : PackedMatrix(matrix.size(0), matrix.size(1)) {
     set_rows(matrix.const_data_ptr<T>(), 0, depth);
   }
 
@@ -95,9 +142,9 @@ Tensor multiply_transposed(const Tensor& a, const PackedMatrix<T>& b) {
   const ProductFunctions<T>& product = product_functions<T>();
   const int64_t rows = a.size(a.dim() - 1), blocks = divide_up(rows, product.block_rows);
   if (b.depth == 0) {
-    return torch::stable::new_zeros(a, {rows, b.columns});
+    return new_zeros<T>({rows, b.columns});
   }
-  const Tensor c = torch::stable::new_empty(a, {rows, b.columns});
+  const Tensor c = new_tensor<T>({rows, b.columns});
   const T *from = a.const_data_ptr<T>(), *packed = b.data();
   T* to = c.mutable_data_ptr<T>();
   const auto run = [&](int64_t begin, int64_t end) {

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..reference import lstm as reference
 from ..reference.precision import compute_dtype
-from ._checks import check_floating, check_like, check_rank, check_shape
+from ._checks import check_floating, check_rank, check_tensor
 from ._declare import declare, differentiate
 
 
@@ -29,13 +30,9 @@ def lstm_layer(gates_x: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tuple[T
     _, batch, width = gates_x.shape
     if width % 4:
         raise ValueError(f"gates_x must hold four gates of equal width, got a last dimension of {width}")
-    for name, tensor, shape in (
-        ("h0", h0, (batch, width // 4)),
-        ("c0", c0, (batch, width // 4)),
-        ("w_hh", w_hh, (width, width // 4)),
-    ):
-        check_like(name, tensor, gates_x)
-        check_shape(name, tensor, shape)
+    check_tensor("h0", h0, gates_x, (batch, width // 4))
+    check_tensor("c0", c0, gates_x, (batch, width // 4))
+    check_tensor("w_hh", w_hh, gates_x, (width, width // 4))
     y, c, _ = _layer_fwd(gates_x, h0, c0, w_hh)
     return y, c
 
@@ -61,22 +58,28 @@ def lstm_step(
     check_floating("x", x)
     check_rank("x", x, "B, I")
     check_rank("h", h, "L, B, H")
-    layers, hidden = h.shape[0], h.shape[-1]
+    (batch, inputs), (layers, _, hidden) = x.shape, h.shape
     stacks = {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh}
     for name, stack in stacks.items():
         if len(stack) != layers or not layers:
             raise ValueError(
                 f"{name} must hold one tensor for each layer of h ({layers}, at least 1), got {len(stack)}"
             )
-    for name, state in (("h", h), ("c", c)):
-        check_like(name, state, x)
-        check_shape(name, state, (layers, x.shape[0], hidden))
+    check_tensor("h", h, x, (layers, batch, hidden))
+    check_tensor("c", c, x, (layers, batch, hidden))
+    width = 4 * hidden
     for k in range(layers):
-        shapes = {"w_ih": (4 * hidden, hidden if k else x.shape[1]), "w_hh": (4 * hidden, hidden)}
-        for name, stack in stacks.items():
-            check_like(f"{name}[{k}]", stack[k], x)
-            check_shape(f"{name}[{k}]", stack[k], shapes.get(name, (4 * hidden,)))
-    h_next, c_next, _ = _step_fwd(x, h, c, *(list(stack) for stack in stacks.values()))
+        check_tensor("w_ih", w_ih[k], x, (width, hidden if k else inputs), k)
+        check_tensor("w_hh", w_hh[k], x, (width, hidden), k)
+        check_tensor("b_ih", b_ih[k], x, (width,), k)
+        check_tensor("b_hh", b_hh[k], x, (width,), k)
+    weights = list(w_ih), list(w_hh), list(b_ih), list(b_hh)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        h_next, c_next, _ = _step_fwd(x, h, c, *weights)
+    else:
+        # `register_autograd` wraps an op in Python, which costs as much as a step of a few rows
+        with torch._C._AutoDispatchBelowAutograd():
+            h_next, c_next, _ = _step_fwd(x, h, c, *weights)
     return h_next, c_next
 
 

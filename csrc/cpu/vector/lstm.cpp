@@ -1,8 +1,8 @@
 // The LSTM cell with the products that lead to it, while the pre-activations are in the nearest cache.
 #include "../lstm.h"
 
+#include "../dot_tile.h"
 #include "../gemm_tile.h"
-#include "../lanes.h"
 #include "../lstm_rows.h"
 
 namespace svg_fast::SVG_ISA {
@@ -59,102 +59,44 @@ void forward(const LSTMForward<T>& step, const T* gates_x, const T* h_prev, cons
   }
 }
 
-// A tile of dot products: kRows rows of x with the rows of w that belong to kSums units.
-constexpr int kDotRows = kRegisters == 32 ? 6 : 3;
+// So many rows of a batch stay in the nearest cache while the weights pass by.
+constexpr int64_t kBlockBytes = 32 << 10, kBlockRows = 24;
 
-template <typename T, int kRows>
-using DotSums = Vec<T>[kRows][kSums<T>];
-
-template <typename T, int kRows, typename Load>
-SVG_INLINE void add_products(const T* x, int64_t row, const T* const (&w)[kSums<T>], int64_t k, const Load& load_lanes,
-                             DotSums<T, kRows>& sums) {
-  Vec<T> values[kRows];
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r) {
-    values[r] = load_lanes(x + r * row + k);
-  }
-#pragma GCC unroll 4
-  for (int u = 0; u < kSums<T>; ++u) {
-    const Vec<T> weights = load_lanes(w[u] + k);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-      sums[r][u] += values[r] * weights;
-    }
-  }
-}
-
-// Rows of x and of w (4H, n) hold n numbers each; the units' rows of w begin at w_row, `units` of them are there.
-template <typename T, int kRows>
-SVG_INLINE void add_dots(const T* x, const T* w, int64_t n, int64_t w_row, int64_t units, DotSums<T, kRows>& sums) {
-  const T* rows[kSums<T>];
-#pragma GCC unroll 4
-  for (int u = 0; u < kSums<T>; ++u) {
-    rows[u] = w + (w_row + at_most(u, units - 1)) * n;
-  }
-  int64_t k = 0;
-  for (; k + kLanes<T> <= n; k += kLanes<T>) {
-    add_products<T, kRows>(x, n, rows, k, [](const T* p) { return load(p); }, sums);
-  }
-  if (k < n) {
-    add_products<T, kRows>(x, n, rows, k, [n, k](const T* p) { return load_part(p, n - k); }, sums);
-  }
-}
-
-// One step of rows [0, rows) of a batch, for the units of a panel.
+// Products of `rows` rows with the weights of a panel's units, [rows][gate][lane]. Tiles are about equally high.
 template <typename T>
-struct UnpackedStep {
-  const LSTMWeights<T>& weights;
-  int64_t hidden, unit, units;
-
-  // products [kRows][gate][lane]
-  template <int kRows>
-  SVG_INLINE void multiply(const T* x, const T* h, T* products) const {
-    for (int gate = 0; gate < kGates; ++gate) {
-      for (int64_t u = 0; u < units; u += kSums<T>) {
-        const int64_t w_row = gate * hidden + unit + u;
-        DotSums<T, kRows> sums = {};
-        add_dots<T, kRows>(x, weights.w_ih, weights.inputs, w_row, units - u, sums);
-        add_dots<T, kRows>(h, weights.w_hh, hidden, w_row, units - u, sums);
-#pragma GCC unroll 6
-        for (int r = 0; r < kRows; ++r) {
-          store_sums<T>(products + (r * kGates + gate) * kLanes<T> + u, sums[r]);
-        }
-      }
+void multiply_unpacked(const LSTMWeights<T>& weights, const T* x, const T* h, int64_t hidden, int64_t rows, int64_t unit,
+                       T* products) {
+  constexpr int64_t kWidth = kGates * kLanes<T>;
+  const int64_t inputs = weights.inputs, tiles = (rows + kDotRows - 1) / kDotRows;
+  for (int64_t column = 0; column < kWidth; column += kSums<T>) {
+    const int64_t u = unit + column % kLanes<T>, w_row = column / kLanes<T> * hidden + u;
+    for (int64_t tile = 0, r = 0; tile < tiles && u < hidden; ++tile) {
+      const int64_t tile_rows = (rows - r + tiles - tile - 1) / (tiles - tile);
+      dot_rows<T>(tile_rows, {x + r * inputs, weights.w_ih + w_row * inputs, inputs},
+                  {h + r * hidden, weights.w_hh + w_row * hidden, hidden}, hidden - u, products + r * kWidth + column,
+                  kWidth);
+      r += tile_rows;
     }
   }
-
-  template <int kRows = kDotRows>
-  void multiply_rows(int64_t rows, const T* x, const T* h, T* products) const {
-    if (rows == kRows) {
-      multiply<kRows>(x, h, products);
-    } else if constexpr (kRows > 1) {
-      multiply_rows<kRows - 1>(rows, x, h, products);
-    }
-  }
-
-  // bias [gate][lane]
-  void add_biases(T* bias) const {
-    for (int gate = 0; gate < kGates; ++gate) {
-      for (int64_t u = 0; u < units; ++u) {
-        const int64_t at = gate * hidden + unit + u;
-        bias[gate * kLanes<T> + u] = weights.b_ih[at] + weights.b_hh[at];
-      }
-    }
-  }
-};
+}
 
 template <typename T>
 void forward_unpacked(const LSTMForward<T>& step, const LSTMWeights<T>& weights, const T* x, const T* h_prev,
                       int64_t panel, int64_t row, int64_t rows) {
-  const int64_t unit = panel * kLanes<T>, end = row + rows;
-  const UnpackedStep<T> unpacked{weights, step.hidden, unit, at_most(kLanes<T>, step.hidden - unit)};
-  T bias[kGates * kLanes<T>], products[kDotRows * kGates * kLanes<T>] = {};
-  unpacked.add_biases(bias);
-  for (int64_t tiles = (rows + kDotRows - 1) / kDotRows; tiles > 0; --tiles) {
-    const int64_t tile_rows = (end - row + tiles - 1) / tiles;  // all tiles about equal
-    unpacked.multiply_rows(tile_rows, x + row * weights.inputs, h_prev + row * step.hidden, products);
-    forward_cells(step, products, {bias, 0, kLanes<T>}, row, tile_rows, unit);
-    row += tile_rows;
+  const int64_t hidden = step.hidden, unit = panel * kLanes<T>, units = at_most(kLanes<T>, hidden - unit);
+  T bias[kGates * kLanes<T>], products[kBlockRows * kGates * kLanes<T>] = {};
+  for (int gate = 0; gate < kGates; ++gate) {
+    for (int64_t u = 0; u < units; ++u) {
+      const int64_t at = gate * hidden + unit + u;
+      bias[gate * kLanes<T> + u] = weights.b_ih[at] + weights.b_hh[at];
+    }
+  }
+  const int64_t row_bytes = (weights.inputs + hidden) * sizeof(T), fitting = kBlockBytes / row_bytes;
+  const int64_t block_rows = fitting < kDotRows ? kDotRows : at_most(fitting, kBlockRows);
+  for (int64_t b = row; b < row + rows; b += block_rows) {
+    const int64_t n = at_most(block_rows, row + rows - b);
+    multiply_unpacked(weights, x + b * weights.inputs, h_prev + b * hidden, hidden, n, unit, products);
+    forward_cells(step, products, {bias, 0, kLanes<T>}, b, n, unit);
   }
 }
 
