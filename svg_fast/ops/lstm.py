@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..reference import lstm as reference
 from ..reference.precision import compute_dtype
-from ._checks import check_floating, check_like, check_rank, check_shape
+from ._checks import check_floating, check_rank, check_tensor
 from ._declare import declare, differentiate
 
 
@@ -29,13 +30,9 @@ def lstm_layer(gates_x: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tuple[T
     _, batch, width = gates_x.shape
     if width % 4:
         raise ValueError(f"gates_x must hold four gates of equal width, got a last dimension of {width}")
-    for name, tensor, shape in (
-        ("h0", h0, (batch, width // 4)),
-        ("c0", c0, (batch, width // 4)),
-        ("w_hh", w_hh, (width, width // 4)),
-    ):
-        check_like(name, tensor, gates_x)
-        check_shape(name, tensor, shape)
+    check_tensor("h0", h0, gates_x, (batch, width // 4))
+    check_tensor("c0", c0, gates_x, (batch, width // 4))
+    check_tensor("w_hh", w_hh, gates_x, (width, width // 4))
     y, c, _ = _layer_fwd(gates_x, h0, c0, w_hh)
     return y, c
 
@@ -61,7 +58,7 @@ def lstm_step(
     check_floating("x", x)
     check_rank("x", x, "B, I")
     check_rank("h", h, "L, B, H")
-    layers, hidden = h.shape[0], h.shape[-1]
+    (batch, inputs), (layers, _, hidden) = x.shape, h.shape
     stacks = {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh}
     for name, stack in stacks.items():
         if not hasattr(stack, "__len__"):
@@ -70,15 +67,21 @@ def lstm_step(
             raise ValueError(
                 f"{name} must hold one tensor for each layer of h ({layers}, at least 1), got {len(stack)}"
             )
-    for name, state in (("h", h), ("c", c)):
-        check_like(name, state, x)
-        check_shape(name, state, (layers, x.shape[0], hidden))
+    check_tensor("h", h, x, (layers, batch, hidden))
+    check_tensor("c", c, x, (layers, batch, hidden))
+    width = 4 * hidden
     for k in range(layers):
-        shapes = {"w_ih": (4 * hidden, hidden if k else x.shape[1]), "w_hh": (4 * hidden, hidden)}
-        for name, stack in stacks.items():
-            check_like(f"{name}[{k}]", stack[k], x)
-            check_shape(f"{name}[{k}]", stack[k], shapes.get(name, (4 * hidden,)))
-    h_next, c_next, _ = _step_fwd(x, h, c, *(list(stack) for stack in stacks.values()))
+        check_tensor("w_ih", w_ih[k], x, (width, hidden if k else inputs), k)
+        check_tensor("w_hh", w_hh[k], x, (width, hidden), k)
+        check_tensor("b_ih", b_ih[k], x, (width,), k)
+        check_tensor("b_hh", b_hh[k], x, (width,), k)
+    weights = list(w_ih), list(w_hh), list(b_ih), list(b_hh)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        h_next, c_next, _ = _step_fwd(x, h, c, *weights)
+    else:
+        # `register_autograd` wraps an op in Python, which costs as much as a step of a few rows
+        with torch._C._AutoDispatchBelowAutograd():
+            h_next, c_next, _ = _step_fwd(x, h, c, *weights)
     return h_next, c_next
 
 
@@ -90,7 +93,14 @@ def _layer_fwd_fake(gates_x: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tu
 
 
 def _layer_bwd_fake(
-    dy: Tensor, dc: Tensor, gates: Tensor, y: Tensor, c: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor
+    dy: Tensor | None,
+    dc: Tensor | None,
+    gates: Tensor,
+    y: Tensor,
+    c: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_hh: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         y.new_empty(gates.shape),
@@ -104,10 +114,13 @@ def _layer_setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Ten
     _, h0, c0, w_hh = inputs
     y, c, gates = output
     ctx.mark_non_differentiable(gates)
+    ctx.set_materialize_grads(False)  # an output that nothing depends on has no gradient: no zeros are made for it
     ctx.save_for_backward(gates, y, c, h0, c0, w_hh)
 
 
-def _layer_backward(ctx: Any, dy: Tensor, dc: Tensor, _dgates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _layer_backward(
+    ctx: Any, dy: Tensor | None, dc: Tensor | None, _dgates: None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _layer_bwd(dy, dc, *ctx.saved_tensors)
 
 
@@ -126,8 +139,8 @@ def _step_fwd_fake(
 
 
 def _step_bwd_fake(
-    dh: Tensor,
-    dc: Tensor,
+    dh: Tensor | None,
+    dc: Tensor | None,
     gates: Tensor,
     h_next: Tensor,
     c_next: Tensor,
@@ -152,11 +165,12 @@ def _step_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor,
     x, h, c, w_ih, w_hh, _, _ = inputs
     h_next, c_next, gates = output
     ctx.mark_non_differentiable(gates)
+    ctx.set_materialize_grads(False)
     ctx.layers = len(w_ih)
     ctx.save_for_backward(gates, h_next, c_next, x, h, c, *w_ih, *w_hh)
 
 
-def _step_backward(ctx: Any, dh: Tensor, dc: Tensor, _dgates: Tensor) -> tuple[Any, ...]:
+def _step_backward(ctx: Any, dh: Tensor | None, dc: Tensor | None, _dgates: None) -> tuple[Any, ...]:
     saved, weights = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
     dx, dh, dc, dw_ih, dw_hh, db = _step_bwd(dh, dc, *saved, list(weights[: ctx.layers]), list(weights[ctx.layers :]))
     return dx, dh, dc, dw_ih, dw_hh, db, list(db)
@@ -168,7 +182,7 @@ _layer_fwd = declare(
     fake=_layer_fwd_fake,
 )
 _layer_bwd = declare(
-    "lstm_layer_bwd(Tensor dy, Tensor dc, Tensor gates, Tensor y, Tensor c, Tensor h0, Tensor c0, Tensor w_hh)"
+    "lstm_layer_bwd(Tensor? dy, Tensor? dc, Tensor gates, Tensor y, Tensor c, Tensor h0, Tensor c0, Tensor w_hh)"
     " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dw_hh)",
     reference=reference.lstm_layer_bwd,
     fake=_layer_bwd_fake,
@@ -180,7 +194,7 @@ _step_fwd = declare(
     fake=_step_fwd_fake,
 )
 _step_bwd = declare(
-    "lstm_step_bwd(Tensor dh, Tensor dc, Tensor gates, Tensor h_next, Tensor c_next, Tensor x, Tensor h, Tensor c,"
+    "lstm_step_bwd(Tensor? dh, Tensor? dc, Tensor gates, Tensor h_next, Tensor c_next, Tensor x, Tensor h, Tensor c,"
     " Tensor[] w_ih, Tensor[] w_hh)"
     " -> (Tensor dx, Tensor dh_prev, Tensor dc_prev, Tensor[] dw_ih, Tensor[] dw_hh, Tensor[] db)",
     reference=reference.lstm_step_bwd,

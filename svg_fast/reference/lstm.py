@@ -43,10 +43,19 @@ def lstm_layer_fwd(gates_x: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tup
 
 
 def lstm_layer_bwd(
-    dy: Tensor, dc: Tensor, gates: Tensor, y: Tensor, c: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor
+    dy: Tensor | None,
+    dc: Tensor | None,
+    gates: Tensor,
+    y: Tensor,
+    c: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_hh: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of y and c (T, B, H) -> dgates_x (T, B, 4H), dh0, dc0 (B, H), dw_hh (4H, H)."""
+    """Gradients of y and c (T, B, H), None where zero -> dgates_x (T, B, 4H), dh0, dc0 (B, H), dw_hh (4H, H)."""
     dtype = gates.dtype
+    dy = torch.zeros_like(y) if dy is None else dy
+    dc = torch.zeros_like(c) if dc is None else dc
     dgates = torch.empty_like(gates)
     w = w_hh.to(dtype)
     h_prev = torch.cat((h0.to(dtype).unsqueeze(0), y[:-1].to(dtype)))
@@ -84,8 +93,8 @@ def lstm_step_fwd(
 
 
 def lstm_step_bwd(
-    dh: Tensor,
-    dc: Tensor,
+    dh: Tensor | None,
+    dc: Tensor | None,
     gates: Tensor,
     h_next: Tensor,
     c_next: Tensor,
@@ -95,8 +104,11 @@ def lstm_step_bwd(
     w_ih: list[Tensor],
     w_hh: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of the next h, c (L, B, H) -> dx (B, I), dh, dc (L, B, H), dw_ih, dw_hh and the bias gradient."""
+    """Gradients of the next h, c (L, B, H), None where zero -> dx (B, I), dh, dc (L, B, H), dw_ih, dw_hh and the bias
+    gradient."""
     dtype = gates.dtype
+    dh = torch.zeros_like(h) if dh is None else dh
+    dc = torch.zeros_like(c) if dc is None else dc
     dh_prev, dc_prev = (
         torch.empty(h.shape, dtype=dtype, device=h.device),
         torch.empty_like(gates[..., : h.shape[-1]]),
