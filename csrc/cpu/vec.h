@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#define SVG_INLINE inline __attribute__((always_inline))
+#include "../inline.h"
 
 namespace svg_fast::SVG_ISA {
 
