@@ -1,6 +1,7 @@
 // What every kernel's host function uses: checks that say what was wanted and what came.
 #pragma once
 
+#include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -46,6 +47,18 @@ inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype
 
 inline void check_at_least(const char* name, int64_t value, int64_t least) {
   STD_TORCH_CHECK(value >= least, name, " must be at least ", least, ", got ", value);
+}
+
+// The text of a `str` argument, whose handle a kernel owns. PyTorch's own conversion to std::string loses one on every
+// call.
+inline std::string take_string(StringHandle handle) {
+  size_t length = 0;
+  const char* characters = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &characters));
+  const std::string text(characters, length);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return text;
 }
 
 }  // namespace svg_fast

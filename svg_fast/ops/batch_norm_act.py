@@ -117,8 +117,8 @@ def _fwd_fake(
 def _bwd_fake(
     dy: Tensor,
     x: Tensor,
-    y: Tensor,
     weight: Tensor,
+    bias: Tensor,
     mean: Tensor,
     var: Tensor,
     steps: int,
@@ -130,10 +130,11 @@ def _bwd_fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, _, *ctx.options = inputs
-    y, mean, var = output
+    x, weight, bias, *ctx.options = inputs
+    _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
-    ctx.save_for_backward(x, y, weight, mean, var)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, bias, mean, var)
 
 
 def _backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> tuple[Any, ...]:
@@ -147,7 +148,7 @@ _fwd = declare(
     fake=_fwd_fake,
 )
 _bwd = declare(
-    f"batch_norm_act_bwd(Tensor dy, Tensor x, Tensor y, Tensor weight, Tensor mean, Tensor var, {_OPTIONS})"
+    f"batch_norm_act_bwd(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, {_OPTIONS})"
     " -> (Tensor dx, Tensor dweight, Tensor dbias)",
     reference=reference.batch_norm_act_bwd,
     fake=_bwd_fake,

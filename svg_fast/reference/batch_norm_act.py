@@ -13,18 +13,25 @@ from torch import Tensor
 from .precision import compute_dtype
 
 
-def _activate(x: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """In place: x is our own."""
-    if activation == "leaky_relu":
-        return F.leaky_relu_(x, negative_slope)
-    return x.tanh_() if activation == "tanh" else x
+def _normalise(
+    x_t: Tensor, mean_t: Tensor, var_t: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor
+) -> Tensor:
+    unused = (weight.new_empty(0), weight.new_empty(0))
+    torch.native_batch_norm(x_t, weight, bias, mean_t, var_t, False, 0.0, eps, out=(out, *unused))
+    return out
 
 
-def _activate_bwd(dy: Tensor, y: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """Both activations have a derivative that their output determines."""
+def _activate(z: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """In place: z is our own."""
     if activation == "leaky_relu":
-        return torch.ops.aten.leaky_relu_backward(dy, y, negative_slope, True)
-    return torch.ops.aten.tanh_backward(dy, y) if activation == "tanh" else dy
+        return F.leaky_relu_(z, negative_slope)
+    return z.tanh_() if activation == "tanh" else z
+
+
+def _activate_bwd(dy: Tensor, z: Tensor, activation: str, negative_slope: float) -> Tensor:
+    if activation == "leaky_relu":
+        return torch.ops.aten.leaky_relu_backward(dy, z, negative_slope, False)
+    return torch.ops.aten.tanh_backward(dy, z.tanh()) if activation == "tanh" else dy
 
 
 def batch_norm_act_fwd(
@@ -46,16 +53,15 @@ def batch_norm_act_fwd(
     for y_t, x_t, mean_t, var_t in zip(y.chunk(steps), x.chunk(steps), mean, var, strict=True):
         torch.mean(x_t, (0, 2, 3), dtype=dtype, out=mean_t)
         torch.mean((x_t - mean_t.view(-1, 1, 1)).square_(), (0, 2, 3), out=var_t)
-        unused = (mean.new_empty(0), mean.new_empty(0))
-        torch.native_batch_norm(x_t, weight, bias, mean_t, var_t, False, 0.0, eps, out=(y_t, *unused))
+        _normalise(x_t, mean_t, var_t, weight, bias, eps, out=y_t)
     return _activate(y, activation, negative_slope), mean, var
 
 
 def batch_norm_act_bwd(
     dy: Tensor,
     x: Tensor,
-    y: Tensor,
     weight: Tensor,
+    bias: Tensor,
     mean: Tensor,
     var: Tensor,
     steps: int,
@@ -63,18 +69,21 @@ def batch_norm_act_bwd(
     negative_slope: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of y -> dx, dweight, dbias."""
+    """Gradient of y -> dx, dweight, dbias. What was activated is computed anew: cheaper than to keep and read y."""
     dx = torch.empty_like(x)
     dweight, dbias = torch.zeros_like(mean), torch.zeros_like(mean)
     if x.numel():
         shape = steps, x.shape[1]
-        dz = _activate_bwd(dy, y, activation, negative_slope).reshape(x.shape)
-        scale, invstd = weight.to(mean.dtype).reshape(shape[1:]), (var + eps).rsqrt()
-        mean, invstd = mean.reshape(shape).contiguous(), invstd.reshape(shape).contiguous()
-        rows = zip(dz.chunk(steps), x.chunk(steps), mean, invstd, dx.chunk(steps), dweight, dbias, strict=True)
-        for dz_t, x_t, mean_t, invstd_t, dx_t, dweight_t, dbias_t in rows:
+        scale, bias = weight.to(mean.dtype).reshape(shape[1:]), bias.to(mean.dtype).reshape(shape[1:])
+        mean, var = mean.reshape(shape).contiguous(), var.reshape(shape).contiguous()
+        invstd = (var + eps).rsqrt()
+        chunks = (tensor.chunk(steps) for tensor in (dy.reshape(x.shape), x, dx))
+        for dy_t, x_t, dx_t, mean_t, var_t, invstd_t, dweight_t, dbias_t in zip(
+            *chunks, mean, var, invstd, dweight, dbias, strict=True
+        ):
+            z_t = _normalise(x_t, mean_t, var_t, scale, bias, eps, out=torch.empty_like(x_t))
             torch.ops.aten.native_batch_norm_backward.out(
-                dz_t,
+                _activate_bwd(dy_t, z_t, activation, negative_slope),
                 x_t,
                 scale,
                 None,

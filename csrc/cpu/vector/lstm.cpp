@@ -51,9 +51,8 @@ void forward(const LSTMForward<T>& step, const T* gates_x, const T* h_prev, cons
   for (int64_t b = row; b < row + rows; b += kTileRows) {
     const int64_t tile_rows = at_most(kTileRows, row + rows - b);
     for (int across = 0; across < kTilesAcross; ++across) {
-      multiply_rows<T, kTileColumns, 1>(tile_rows, hidden, h_prev + b * hidden, hidden,
-                                        weights + across * hidden * kTileWidth, products + across * kTileWidth, kWidth,
-                                        false);
+      multiply_rows<T, kTileColumns>(tile_rows, hidden, h_prev + b * hidden, weights + across * hidden * kTileWidth,
+                                     products + across * kTileWidth, TileStrides{hidden, 1, kTileWidth, kWidth}, false);
     }
     forward_cells(step, products, {gates_x + b * kGates * hidden + unit, kGates * hidden, hidden}, b, tile_rows, unit);
   }

@@ -30,14 +30,15 @@ void pack(const T* b, int64_t depth, int64_t columns, int64_t row, int64_t rows,
 }
 
 // C is as wide as it is: a panel that sticks out goes through a tile of its own.
-template <typename T, int kStep>
-SVG_INLINE void multiply_columns(int64_t rows, int64_t depth, const T* a, int64_t a_row, const T* b, T* c,
-                                 int64_t columns, int64_t first, bool accumulate) {
+template <typename T>
+SVG_INLINE void multiply_columns(int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b,
+                                 T* c, int64_t columns, int64_t first, bool accumulate) {
   if (columns - first >= kPanel<T>) {
-    return multiply_rows<T, kTileColumns, kStep>(rows, depth, a, a_row, b, c + first, columns, accumulate);
+    const TileStrides strides{a_row, a_step, kPanel<T>, columns};
+    return multiply_rows<T, kTileColumns>(rows, depth, a, b, c + first, strides, accumulate);
   }
   T tile[kTileRows * kPanel<T>];
-  multiply_rows<T, kTileColumns, kStep>(rows, depth, a, a_row, b, tile, kPanel<T>, false);
+  multiply_rows<T, kTileColumns>(rows, depth, a, b, tile, TileStrides{a_row, a_step, kPanel<T>, kPanel<T>}, false);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = first; j < columns; ++j) {
       const T sum = tile[r * kPanel<T> + j - first];
@@ -52,7 +53,7 @@ void multiply(const T* a, const T* packed, T* c, int64_t depth, int64_t columns,
   const T* b = packed + panel * depth * kPanel<T>;
   for (int64_t r = row; r < row + rows; r += kTileRows) {
     const int64_t n = row + rows - r < kTileRows ? row + rows - r : kTileRows;
-    multiply_columns<T, 1>(n, depth, a + r * depth, depth, b, c + r * columns, columns, panel * kPanel<T>, false);
+    multiply_columns<T>(n, depth, a + r * depth, depth, 1, b, c + r * columns, columns, panel * kPanel<T>, false);
   }
 }
 
@@ -85,8 +86,8 @@ void multiply_transposed(const T* a, const T* packed, T* c, int64_t rows, int64_
         const T* b = packed + column * depth + k * kPanel<T>;
         for (int64_t r = 0; r < n; r += kTileRows) {
           const int64_t tile_rows = n - r < kTileRows ? n - r : kTileRows;
-          multiply_columns<T, kTileRows>(tile_rows, d, tiles + r * d, 1, b, c + (first + r) * columns, columns, column,
-                                         k > 0);
+          multiply_columns<T>(tile_rows, d, tiles + r * d, 1, kTileRows, b, c + (first + r) * columns, columns, column,
+                              k > 0);
         }
       }
     }
