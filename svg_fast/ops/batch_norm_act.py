@@ -137,7 +137,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     ctx.save_for_backward(x, weight, bias, mean, var)
 
 
-def _backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, dy: Tensor | None, _dmean: None, _dvar: None) -> tuple[Any, ...]:
+    if dy is None:
+        return (None,) * 7
     return (*_bwd(dy, *ctx.saved_tensors, *ctx.options), None, None, None, None)
 
 
