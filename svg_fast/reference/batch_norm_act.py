@@ -13,6 +13,11 @@ from torch import Tensor
 from .precision import compute_dtype
 
 
+def _packed(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """ATen's BatchNorm reads the numbers of channels without a look at their shape, and of some without strides."""
+    return tensor.reshape(shape).contiguous()
+
+
 def _activate(x: Tensor, activation: str, negative_slope: float) -> Tensor:
     """In place: x is our own."""
     if activation == "leaky_relu":
@@ -41,8 +46,7 @@ def batch_norm_act_fwd(
     var = torch.zeros_like(mean)
     if x.numel() == 0:
         return y, mean, var
-    # ATen's BatchNorm reads without a look at shapes (and strides): reshape raises where one does not fit.
-    weight, bias = weight.to(dtype).reshape(shape[1:]), bias.to(dtype).reshape(shape[1:])
+    weight, bias = _packed(weight.to(dtype), shape[1:]), _packed(bias.to(dtype), shape[1:])
     for y_t, x_t, mean_t, var_t in zip(y.chunk(steps), x.chunk(steps), mean, var, strict=True):
         torch.mean(x_t, (0, 2, 3), dtype=dtype, out=mean_t)
         torch.mean((x_t - mean_t.view(-1, 1, 1)).square_(), (0, 2, 3), out=var_t)
@@ -69,8 +73,8 @@ def batch_norm_act_bwd(
     if x.numel():
         shape = steps, x.shape[1]
         dz = _activate_bwd(dy, y, activation, negative_slope).reshape(x.shape)
-        scale, invstd = weight.to(mean.dtype).reshape(shape[1:]), (var + eps).rsqrt()
-        mean, invstd = mean.reshape(shape).contiguous(), invstd.reshape(shape).contiguous()
+        scale, invstd = _packed(weight.to(mean.dtype), shape[1:]), _packed((var + eps).rsqrt(), shape)
+        mean = _packed(mean, shape)
         rows = zip(dz.chunk(steps), x.chunk(steps), mean, invstd, dx.chunk(steps), dweight, dbias, strict=True)
         for dz_t, x_t, mean_t, invstd_t, dx_t, dweight_t, dbias_t in rows:
             torch.ops.aten.native_batch_norm_backward.out(
