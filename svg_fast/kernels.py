@@ -6,7 +6,8 @@ import importlib
 import logging
 import os
 import sys
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("svg_fast")
@@ -20,7 +21,8 @@ def load() -> None:
 
     Raises ImportError where SVG_FAST_CPU_CAPABILITY names an instruction set that is not to be had.
     """
-    if find_spec(_MODULE) is None:
+    # In this folder and no other: an editable install of other sources would lend kernels of other ops.
+    if PathFinder.find_spec(_MODULE, [str(Path(__file__).parent)]) is None:
         logger.warning(
             "svg_fast was installed without compiled kernels: the slower references serve every op"
             " (`pip install --verbose` tells why)"

@@ -200,6 +200,8 @@ CASES = [
         for layout in (contiguous, channels_last)
     ),
     *(Case("batch_norm_act", name, _batch_norm_act(3, 4, 8, (6, 6)), layout) for name, layout in _LAYOUTS.items()),
+    # ATen's backward of maps of one pixel would read the weight as if it were contiguous.
+    Case("batch_norm_act", "head, spaced", _batch_norm_act(3, 4, 16, (1, 1)), spaced),
     Case("update_running_statistics", "ordinary", _running(5, 8, (1, 2, 2, 2, 1))),
     Case("update_running_statistics", "one step", _running(1, 8, (1,))),
     Case("update_running_statistics", "no steps", _running(0, 8, ())),

@@ -13,14 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import op_suite
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "sanitized"
 PACKAGE = FOLDER / "svg_fast"
 FAULTS = PACKAGE / "libfaults.so"
-
-TESTS = ("test_ops.py", "test_op_errors.py", "test_noise.py", "test_moving_mnist_op.py", "test_fuzz.py")
-# Finite differences would take hours, and compilers are not ours to watch.
-LEFT_OUT = "not gradcheck and not compiles and not opcheck"
 
 TENSOR = "x = torch.ones(40)"
 MUST_STOP = {
@@ -91,13 +89,13 @@ def capabilities() -> list[str]:
 def main(arguments: list[str]) -> int:
     build()
     show_that_faults_are_found()
-    tests = arguments or [str(ROOT / "tests" / name) for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "-q"]
+    command = [sys.executable, "-m", "pytest", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
     failed = []
     for name in capabilities():
         print(f"instruction set {name}", flush=True)
         variables = SANITIZED | {"SVG_FAST_CPU_CAPABILITY": name}
-        done = subprocess.run([*command, "-k", LEFT_OUT, *tests], cwd=FOLDER, env=variables, check=False)
+        tests = arguments or op_suite.ARGUMENTS
+        done = subprocess.run([*command, *tests], cwd=FOLDER, env=variables, check=False)
         failed += [name] if done.returncode else []
     print(f"failed: {', '.join(failed) or 'none'}")
     return len(failed)

@@ -13,6 +13,11 @@ from torch import Tensor
 from .precision import compute_dtype
 
 
+def _packed(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """ATen's BatchNorm reads the numbers of channels without a look at their shape, and of some without strides."""
+    return tensor.reshape(shape).contiguous()
+
+
 def _normalise(
     x_t: Tensor, mean_t: Tensor, var_t: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor
 ) -> Tensor:
@@ -48,8 +53,7 @@ def batch_norm_act_fwd(
     var = torch.zeros_like(mean)
     if x.numel() == 0:
         return y, mean, var
-    # ATen's BatchNorm reads without a look at shapes (and strides): reshape raises where one does not fit.
-    weight, bias = weight.to(dtype).reshape(shape[1:]), bias.to(dtype).reshape(shape[1:])
+    weight, bias = _packed(weight.to(dtype), shape[1:]), _packed(bias.to(dtype), shape[1:])
     for y_t, x_t, mean_t, var_t in zip(y.chunk(steps), x.chunk(steps), mean, var, strict=True):
         torch.mean(x_t, (0, 2, 3), dtype=dtype, out=mean_t)
         torch.mean((x_t - mean_t.view(-1, 1, 1)).square_(), (0, 2, 3), out=var_t)
@@ -74,8 +78,8 @@ def batch_norm_act_bwd(
     dweight, dbias = torch.zeros_like(mean), torch.zeros_like(mean)
     if x.numel():
         shape = steps, x.shape[1]
-        scale, bias = weight.to(mean.dtype).reshape(shape[1:]), bias.to(mean.dtype).reshape(shape[1:])
-        mean, var = mean.reshape(shape).contiguous(), var.reshape(shape).contiguous()
+        scale, bias = _packed(weight.to(mean.dtype), shape[1:]), _packed(bias.to(mean.dtype), shape[1:])
+        mean, var = _packed(mean, shape), _packed(var, shape)
         invstd = (var + eps).rsqrt()
         chunks = (tensor.chunk(steps) for tensor in (dy.reshape(x.shape), x, dx))
         for dy_t, x_t, dx_t, mean_t, var_t, invstd_t, dweight_t, dbias_t in zip(

@@ -1,0 +1,12 @@
+"""The tests that reach the kernels: what other instruction sets and the sanitizers run."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+FILES = [
+    str(FOLDER / name)
+    for name in ("test_ops.py", "test_op_errors.py", "test_noise.py", "test_moving_mnist_op.py", "test_fuzz.py")
+]
+# The same for every instruction set, and slow: finite differences, and PyTorch's own looks at a declaration.
+LEFT_OUT = "not gradcheck and not opcheck and not compile"
+ARGUMENTS = ["-q", "-k", LEFT_OUT, *FILES]
