@@ -47,7 +47,8 @@ def test_table_has_every_op_on_cpu_and_cuda() -> None:
 def test_kernels_serve_where_they_could_be_built() -> None:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("no C++ compiler: the references serve")
-    assert [op for op in backend.ops() if backend.served_by(op) == "kernel"] == ["moving_mnist_clips"]
+    lstm = [f"{name}_{way}" for name in ("lstm_layer", "lstm_step") for way in ("bwd", "fwd")]
+    assert [op for op in backend.ops() if backend.served_by(op) == "kernel"] == [*lstm, "moving_mnist_clips"]
 
 
 @pytest.mark.usefixtures("kernel")

@@ -22,9 +22,10 @@ def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
     """An op computes in its own precision; autocast would reach through it to the matrix products inside."""
 
     @functools.wraps(reference)
-    def kernel(first: Tensor, *rest: Any) -> Any:
-        with torch.autocast(first.device.type, enabled=False):
-            return reference(first, *rest)
+    def kernel(*arguments: Any) -> Any:
+        device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+        with torch.autocast(device.type, enabled=False):
+            return reference(*arguments)
 
     return kernel
 
