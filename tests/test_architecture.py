@@ -23,13 +23,14 @@ ALLOWED = {
     "backend": {"kernels", "ops"},
     "kernels": set[str](),
     "testing": {"ops"},
+    "nn": {"ops"},
     "models": BELOW_MODELS,
     "data": {"reference", "ops", "files"},
     "training": BELOW_CLI,
     "evaluation": BELOW_CLI,
     "compat": BELOW_CLI,
     "cli": BELOW_CLI,
-    "__init__": {"kernels", *BELOW_CLI},
+    "__init__": {"kernels", "nn", *BELOW_CLI},
     "__main__": {"cli"},
 }
 

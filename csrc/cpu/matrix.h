@@ -63,7 +63,7 @@ template <typename T, size_t kRank>
 Tensor new_tensor(const int64_t (&shape)[kRank]) {
   int64_t strides[kRank];
   int64_t stride = 1;
-  for (size_t k = kRank; k-- > 0; stride *= shape[k]) {
+  for (size_t k = kRank; k-- > 0; stride *= std::max<int64_t>(shape[k], 1)) {
     strides[k] = stride;
   }
   const int32_t dtype = kIsDouble<T> ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
@@ -150,7 +150,7 @@ Tensor multiply_transposed(const Tensor& a, const PackedMatrix<T>& b) {
   const auto run = [&](int64_t begin, int64_t end) {
     product.multiply_transposed(from, packed, to, rows, b.depth, b.columns, begin, end);
   };
-  const int64_t block_flops = 2 * product.block_rows * b.depth * b.columns + 1;  // not zero
+  const int64_t block_flops = std::max<int64_t>(2 * product.block_rows * b.depth * b.columns, 1);
   torch::stable::parallel_for(0, blocks, divide_up(kTaskFlops, block_flops), run);
   return c;
 }

@@ -32,7 +32,7 @@ void parallel_panels(int64_t panels, int64_t rows, int64_t tile_rows, int64_t fl
       task(k / blocks, row, std::min(block_rows, rows - row));
     }
   };
-  torch::stable::parallel_for(0, tasks, divide_up(tasks * kTaskFlops, flops), run);
+  torch::stable::parallel_for(0, tasks, divide_up(tasks * kTaskFlops, std::max<int64_t>(flops, 1)), run);
 }
 
 }  // namespace svg_fast

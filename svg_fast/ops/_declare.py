@@ -23,9 +23,10 @@ def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
     """An op computes in its own precision; autocast would reach through it to the matrix products inside."""
 
     @functools.wraps(reference)
-    def kernel(first: Tensor, *rest: Any) -> Any:
-        with torch.autocast(first.device.type, enabled=False):
-            return reference(first, *rest)
+    def kernel(*arguments: Any) -> Any:
+        device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+        with torch.autocast(device.type, enabled=False):
+            return reference(*arguments)
 
     return kernel
 
@@ -52,6 +53,14 @@ def declare(schema: str, *, reference: Callable[..., Any], fake: Callable[..., A
     return getattr(torch.ops.svg_fast, name).default
 
 
+def _refuse(_ctx: Any, *_gradients: Any) -> None:
+    raise RuntimeError("the ops of svg_fast can be differentiated once: a gradient of their gradient is not to be had")
+
+
 def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-    """Give the declared op `name` its gradient (see `torch.library.register_autograd`)."""
+    """Give the declared op `name` its gradient (see `torch.library.register_autograd`), which itself has none.
+
+    Without the second line PyTorch would take the backward op's results for constants, with a warning.
+    """
     torch.library.register_autograd(f"svg_fast::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    torch.library.register_autograd(f"svg_fast::{name.removesuffix('_fwd')}_bwd", _refuse, lib=_LIBRARY)
