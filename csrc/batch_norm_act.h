@@ -39,21 +39,22 @@ SVG_INLINE V activate_backward(V dy, V z, T negative_slope) {
   }
 }
 
-// dz -> dx. Mean and variance depend on x too; what they contribute is linear in x: see `input_gradient`.
+// dz -> dx. Mean and variance depend on every x; what dx has from that is linear in x, and alike for a channel of a
+// step.
 template <typename V>
 SVG_INLINE V normalise_backward(V dz, V centred, V scale, V dx_slope, V dx_offset) {
   return dz * scale + (centred * dx_slope + dx_offset);
 }
 
-// Of one channel of a step of `count` values: from the sums of dz and of dz * (x - mean).
 template <typename T>
 struct ChannelGradient {
   T dweight, dbias, dx_slope, dx_offset;
 };
 
+// Of one channel of a step: from `count` values' sums of dz and of dz * (x - mean).
 template <typename T>
 SVG_INLINE ChannelGradient<T> channel_gradient(T sum, T product, T scale, T inverse_std, T count) {
-  return {product * inverse_std, sum, -scale * (inverse_std * inverse_std) * product / count, -scale * sum / count};
+  return {product * inverse_std, sum, -scale * inverse_std * inverse_std * product / count, -scale * sum / count};
 }
 
 }  // namespace svg_fast

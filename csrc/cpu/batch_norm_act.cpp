@@ -23,11 +23,11 @@ using torch::stable::contiguous, torch::stable::copy_, torch::stable::empty_like
 // Values of a channel in a tile, channels last and first: many, so that its sums are little beside it; few enough that
 // the second look at it, for the squares, finds it in the cache.
 constexpr int64_t kTileValuesLast = 128, kTileValuesFirst = 1024;
-constexpr int64_t kUnitValues = 8192;  // a tile is shared out in pieces of about this many values
-constexpr int64_t kGroup = 32;         // channels whose sums are put together by one thread
+constexpr int64_t kTaskValues = 1 << 14;  // some microseconds of work: longer than handing it to a thread takes
+constexpr int64_t kVectorChannels = 64;   // channels that a walk down the rows takes at once, or a multiple of that
+constexpr int64_t kGroup = 32;            // channels whose sums are put together by one thread
 // A step of this many bytes leaves room for another tensor in a core's own cache: one thread takes it alone.
-constexpr int64_t kStepBytes = int64_t{1} << 20;
-constexpr int64_t kValuesPerTask = int64_t{1} << 14;  // some microseconds of work, as long as sharing it takes
+constexpr int64_t kStepBytes = 1 << 20;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -44,8 +44,10 @@ bool lies_as(const Tensor& x, const std::array<int64_t, 4>& strides) {
 // How the values of x, which is not empty, lie in memory, and how a step is cut up: by its shape alone, so that no sum
 // depends on the number of threads.
 struct Geometry {
-  int64_t steps, channels, rows, run;
-  int64_t tile_rows, tiles, unit_channels, units_per_tile;
+  int64_t steps, channels, rows, run;  // see NormTile
+  int64_t tile_rows, tiles;
+  int64_t unit_channels, units_per_tile;  // a unit: some channels of a tile
+  bool small_steps;  // each step is one thread's alone; else they come one after another, shared by all threads
 
   Geometry(const Tensor& x, int64_t n_steps) : steps(n_steps), channels(x.size(1)) {
     const int64_t images = x.size(0) / steps, width = x.size(3), map = x.size(2) * width;
@@ -57,30 +59,27 @@ struct Geometry {
     run = last ? 1 : map;
     tile_rows = std::min(rows, std::max<int64_t>(1, (last ? kTileValuesLast : kTileValuesFirst) / run));
     tiles = divide_up(rows, tile_rows);
-    unit_channels = std::clamp<int64_t>(kUnitValues / (tile_rows * run), 1, channels);
+    const int64_t together = last ? kVectorChannels : 1;
+    unit_channels = std::min(channels, divide_up(kTaskValues / (tile_rows * run), together) * together);
     units_per_tile = divide_up(channels, unit_channels);
+    small_steps = steps > 1 && step_values() * static_cast<int64_t>(x.element_size()) <= kStepBytes;
   }
 
   int64_t row_values() const { return channels * run; }
   int64_t step_values() const { return rows * row_values(); }
   int64_t unit_values() const { return tile_rows * run * unit_channels; }
+  int64_t steps_at_once() const { return small_steps ? steps : 1; }
   NormCounts counts() const { return {channels, rows * run, tile_rows * run}; }
 };
 
-int64_t tasks_at_least(int64_t values) { return std::max<int64_t>(1, kValuesPerTask / values); }
+// How many pieces of so many values make a task.
+int64_t pieces_of_a_task(int64_t values) { return std::max<int64_t>(1, kTaskValues / values); }
 
-// Whether each step is one thread's alone; else they come one after another, each shared by all threads.
-template <typename T>
-bool steps_are_small(const Geometry& g) {
-  const int64_t bytes = g.step_values() * sizeof(T);
-  return g.steps > 1 && bytes <= kStepBytes;
-}
-
-// Calls act(step, slot), no slot twice at the same time.
+// Calls act(step, slot), with no slot < steps_at_once() twice at the same time.
 template <typename Act>
-void for_each_step(const Geometry& g, bool small, const Act& act) {
-  if (small) {
-    parallel_for(0, g.steps, tasks_at_least(g.step_values()), [&](int64_t begin, int64_t end) {
+void for_each_step(const Geometry& g, const Act& act) {
+  if (g.small_steps) {
+    parallel_for(0, g.steps, pieces_of_a_task(g.step_values()), [&](int64_t begin, int64_t end) {
       for (int64_t step = begin; step < end; ++step) {
         act(step, step);
       }
@@ -98,7 +97,7 @@ enum class Order { kUpwards, kDownwards };
 // Calls act(part of a tile, the tile's number, where its values begin) for all of a step.
 template <typename Act>
 void for_each_unit(const Geometry& g, Order order, const Act& act) {
-  parallel_for(0, g.tiles * g.units_per_tile, tasks_at_least(g.unit_values()), [&](int64_t begin, int64_t end) {
+  parallel_for(0, g.tiles * g.units_per_tile, pieces_of_a_task(g.unit_values()), [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t unit = order == Order::kUpwards ? k : begin + end - 1 - k;
       const int64_t tile = unit / g.units_per_tile, row = tile * g.tile_rows;
@@ -113,9 +112,8 @@ void for_each_unit(const Geometry& g, Order order, const Act& act) {
 // Calls act(begin, end) for ranges of a step's channels.
 template <typename Act>
 void for_each_group(const Geometry& g, const Act& act) {
-  parallel_for(0, divide_up(g.channels, kGroup), tasks_at_least(kGroup * g.tiles), [&](int64_t begin, int64_t end) {
-    act(begin * kGroup, std::min(end * kGroup, g.channels));
-  });
+  parallel_for(0, divide_up(g.channels, kGroup), pieces_of_a_task(kGroup * g.tiles),
+               [&](int64_t begin, int64_t end) { act(begin * kGroup, std::min(end * kGroup, g.channels)); });
 }
 
 template <typename T>
@@ -136,16 +134,14 @@ template <typename T>
 void forward(const Geometry& g, const Options& options, const Tensor& x, const Tensor& weight, const Tensor& bias,
              const Tensor& y, const Tensor& mean, const Tensor& var) {
   const int64_t C = g.channels, moments_size = g.tiles * 3 * C;
-  const bool small = steps_are_small<T>(g);
-  const auto moments_of_slots = std::make_unique_for_overwrite<T[]>((small ? g.steps : 1) * moments_size);
-  const auto scales = std::make_unique_for_overwrite<T[]>(g.steps * C);
-  const auto forward_step = [&, weights = weight.const_data_ptr<T>(), biases = bias.const_data_ptr<T>(),
-                             xs = x.const_data_ptr<T>(), ys = y.mutable_data_ptr<T>(),
-                             means = mean.mutable_data_ptr<T>(),
-                             vars = var.mutable_data_ptr<T>()](int64_t step, int64_t slot) {
+  const auto moments_of_slots = std::make_unique_for_overwrite<T[]>(g.steps_at_once() * moments_size);
+  const auto scales = std::make_unique_for_overwrite<T[]>(g.steps_at_once() * C);
+  const T *xs = x.const_data_ptr<T>(), *weights = weight.const_data_ptr<T>(), *biases = bias.const_data_ptr<T>();
+  T *ys = y.mutable_data_ptr<T>(), *means = mean.mutable_data_ptr<T>(), *vars = var.mutable_data_ptr<T>();
+  for_each_step(g, [&](int64_t step, int64_t slot) {
     const T* x_t = xs + step * g.step_values();
-    T *y_t = ys + step * g.step_values(), *moments = moments_of_slots.get() + slot * moments_size;
-    T *mean_t = means + step * C, *var_t = vars + step * C, *scale = scales.get() + step * C;
+    T *y_t = ys + step * g.step_values(), *mean_t = means + step * C, *var_t = vars + step * C;
+    T *moments = moments_of_slots.get() + slot * moments_size, *scale = scales.get() + slot * C;
     for_each_unit(g, Order::kUpwards, [&](const NormTile& part, int64_t tile, int64_t at) {
       kernels<T>().moments(part, x_t + at, moments + tile * 3 * C);
     });
@@ -153,13 +149,12 @@ void forward(const Geometry& g, const Options& options, const Tensor& x, const T
       kernels<T>().statistics(g.counts(), begin, end, moments, mean_t, var_t);
       kernels<T>().scale(end - begin, weights + begin, var_t + begin, options.eps, scale + begin);
     });
-    const NormParameters<T> parameters{
-        options.activation, static_cast<T>(options.negative_slope), mean_t, scale, biases, nullptr, nullptr};
+    const NormParameters<T> parameters{options.activation, static_cast<T>(options.negative_slope), mean_t, scale,
+                                       biases};
     for_each_unit(g, Order::kDownwards, [&](const NormTile& part, int64_t, int64_t at) {
       kernels<T>().normalise(part, parameters, x_t + at, y_t + at);
     });
-  };
-  for_each_step(g, small, forward_step);
+  });
 }
 
 // The steps' gradients (G, 2, C) of weight and bias -> their sums.
@@ -182,36 +177,31 @@ void backward(const Geometry& g, const Options& options, const Tensor& dy, const
               const Tensor& bias, const Tensor& mean, const Tensor& var, const Tensor& dx, const Tensor& dweight,
               const Tensor& dbias) {
   const int64_t C = g.channels, sums_size = g.tiles * 2 * C;
-  const bool small = steps_are_small<T>(g);
-  const auto sums_of_slots = std::make_unique_for_overwrite<T[]>((small ? g.steps : 1) * sums_size);
-  const auto per_channel = std::make_unique_for_overwrite<T[]>(g.steps * 3 * C);
+  const auto sums_of_slots = std::make_unique_for_overwrite<T[]>(g.steps_at_once() * sums_size);
+  const auto channels_of_slots = std::make_unique_for_overwrite<T[]>(g.steps_at_once() * 3 * C);
   const auto gradients = std::make_unique_for_overwrite<double[]>(g.steps * 2 * C);
-  const auto backward_step = [&, weights = weight.const_data_ptr<T>(), biases = bias.const_data_ptr<T>(),
-                              means = mean.const_data_ptr<T>(), vars = var.const_data_ptr<T>(),
-                              dys = dy.const_data_ptr<T>(), xs = x.const_data_ptr<T>(),
-                              dxs = dx.mutable_data_ptr<T>()](int64_t step, int64_t slot) {
-    const int64_t start = step * g.step_values();
-    const T *dy_t = dys + start, *x_t = xs + start, *var_t = vars + step * C;
-    T *dx_t = dxs + start, *sums = sums_of_slots.get() + slot * sums_size;
-    T *scale = per_channel.get() + step * 3 * C, *dx_slope = scale + C, *dx_offset = dx_slope + C;
+  const T *dys = dy.const_data_ptr<T>(), *xs = x.const_data_ptr<T>(), *weights = weight.const_data_ptr<T>();
+  const T *biases = bias.const_data_ptr<T>(), *means = mean.const_data_ptr<T>(), *vars = var.const_data_ptr<T>();
+  T* dxs = dx.mutable_data_ptr<T>();
+  for_each_step(g, [&](int64_t step, int64_t slot) {
+    const T *dy_t = dys + step * g.step_values(), *x_t = xs + step * g.step_values(), *var_t = vars + step * C;
+    T *dx_t = dxs + step * g.step_values(), *sums = sums_of_slots.get() + slot * sums_size;
+    T *scale = channels_of_slots.get() + slot * 3 * C, *dx_slope = scale + C, *dx_offset = dx_slope + C;
     double *dweight_t = gradients.get() + step * 2 * C, *dbias_t = dweight_t + C;
     kernels<T>().scale(C, weights, var_t, options.eps, scale);
-    const NormParameters<T> parameters{options.activation, static_cast<T>(options.negative_slope),
-                                       means + step * C,   scale,
-                                       biases,             dx_slope,
-                                       dx_offset};
+    const NormParameters<T> parameters{options.activation, static_cast<T>(options.negative_slope), means + step * C,
+                                       scale, biases};
     for_each_unit(g, Order::kUpwards, [&](const NormTile& part, int64_t tile, int64_t at) {
       kernels<T>().sums(part, parameters, dy_t + at, x_t + at, sums + tile * 2 * C);
     });
     for_each_group(g, [&](int64_t begin, int64_t end) {
-      kernels<T>().gradients(g.counts(), begin, end, sums, scale, var_t, options.eps, dweight_t, dbias_t, dx_slope,
-                             dx_offset);
+      kernels<T>().gradients(g.counts(), begin, end, sums, scale, var_t, options.eps,
+                             {dweight_t, dbias_t, dx_slope, dx_offset});
     });
     for_each_unit(g, Order::kDownwards, [&](const NormTile& part, int64_t, int64_t at) {
-      kernels<T>().input_gradient(part, parameters, dy_t + at, x_t + at, dx_t + at);
+      kernels<T>().input_gradient(part, parameters, dx_slope, dx_offset, dy_t + at, x_t + at, dx_t + at);
     });
-  };
-  for_each_step(g, small, backward_step);
+  });
   sum_steps<T>(g, gradients.get(), dweight, dbias);
 }
 
@@ -236,9 +226,7 @@ ScalarType compute_dtype(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-Tensor as(const Tensor& tensor, ScalarType dtype) {
-  return tensor.scalar_type() == dtype ? tensor : to(tensor, dtype);
-}
+Tensor as(const Tensor& tensor, ScalarType dtype) { return tensor.scalar_type() == dtype ? tensor : to(tensor, dtype); }
 
 Tensor dense_as(const Tensor& tensor, ScalarType dtype) {
   return tensor.is_contiguous() ? as(tensor, dtype) : contiguous(as(tensor, dtype));

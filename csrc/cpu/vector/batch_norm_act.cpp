@@ -18,8 +18,9 @@ SVG_INLINE Vec<T> first_lanes(Vec<T> v, int64_t n) {
   return load_part(reinterpret_cast<const T*>(&v), n);
 }
 
-// A walk visits all values of a few channels of a tile, a vector at a time; `visit` gets the number k < kVectors of the
-// sum that a vector belongs to, its offset and how many of its lanes hold values.
+// A walk visits all values of a few channels of a tile, a vector at a time: visit(k, at, lanes) gets the number
+// k < kVectors of the sums that the vector adds to, its offset, and how many of its lanes hold values. It finishes
+// sums, and takes parameters from and puts results into arrays of all channels.
 
 // Channels last: some vectors of channels, down the rows.
 template <typename T, int kWidth>
@@ -115,27 +116,28 @@ SVG_INLINE void for_each_walk(const NormTile& tile, Act act) {
   for (; channel + kWidth * kLanes<T> <= tile.last_channel; channel += kWidth * kLanes<T>) {
     act(LastWalk<T, kWidth>{tile, channel, kLanes<T>});
   }
-  for (; channel + kLanes<T> <= tile.last_channel; channel += kLanes<T>) {
-    act(LastWalk<T, 1>{tile, channel, kLanes<T>});
-  }
-  if (channel < tile.last_channel) {
+  if (tile.last_channel - tile.first_channel < kLanes<T>) {
     act(LastWalk<T, 1>{tile, channel, tile.last_channel - channel});
+    return;
+  }
+  for (; channel < tile.last_channel; channel += kLanes<T>) {
+    // the last vector may begin among the channels of the one before, and does them again
+    const int64_t latest = tile.last_channel - kLanes<T>;
+    act(LastWalk<T, 1>{tile, channel < latest ? channel : latest, kLanes<T>});
   }
 }
 
 template <typename T>
-void moments(const NormTile& tile, const T* x, T* moments) {
+[[gnu::flatten]] void moments(const NormTile& tile, const T* x, T* moments) {
   const T count = static_cast<T>(tile.rows * tile.run);
-  for_each_walk<T>(tile, [=]<typename Walk>(const Walk& walk) __attribute__((always_inline)) {
+  for_each_walk<T>(tile, [=]<typename Walk>(const Walk& walk) {
     Vec<T> shift[Walk::kVectors] = {}, sum[Walk::kVectors] = {}, square[Walk::kVectors] = {};
-    walk.each([&](int k, int64_t at, int64_t lanes) __attribute__((always_inline)) {
-      shift[k] += load_part(x + at, lanes);
-    });
+    walk.each([&](int k, int64_t at, int64_t lanes) { shift[k] += load_part(x + at, lanes); });
     walk.finish(shift);
     for (Vec<T>& v : shift) {
       v /= count;
     }
-    walk.each([&](int k, int64_t at, int64_t lanes) __attribute__((always_inline)) {
+    walk.each([&](int k, int64_t at, int64_t lanes) {
       const Vec<T> centred = first_lanes<T>(load_part(x + at, lanes) - shift[k], lanes);
       sum[k] += centred;
       square[k] += centred * centred;
@@ -179,12 +181,12 @@ struct Channels {
 };
 
 template <typename T>
-void normalise(const NormTile& tile, const NormParameters<T>& parameters, const T* x, T* y) {
+[[gnu::flatten]] void normalise(const NormTile& tile, const NormParameters<T>& parameters, const T* x, T* y) {
   with_activation(parameters.activation, [&]<typename Kind>(Kind) {
-    for_each_walk<T>(tile, [&]<typename Walk>(const Walk& walk) __attribute__((always_inline)) {
+    for_each_walk<T>(tile, [&]<typename Walk>(const Walk& walk) {
       const Channels<T, Walk::kVectors> of(walk, parameters);
       const T negative_slope = parameters.negative_slope;
-      walk.each([&](int k, int64_t at, int64_t lanes) __attribute__((always_inline)) {
+      walk.each([&](int k, int64_t at, int64_t lanes) {
         const Vec<T> z = pre_activation(load_part(x + at, lanes) - of.mean[k], of.scale[k], of.bias[k]);
         store_part(y + at, activate<Kind::value, VectorMath<T>>(z, negative_slope), lanes);
       });
@@ -192,13 +194,13 @@ void normalise(const NormTile& tile, const NormParameters<T>& parameters, const 
   });
 }
 
-// Calls `visit` with k, offset, lanes, dz and x - mean.
+// Visits dz and x - mean, and the scale.
 template <Activation kActivation, typename T, typename Walk, typename Visit>
 SVG_INLINE void each_gradient(const Walk& walk, const NormParameters<T>& parameters, const T* dy, const T* x,
                               Visit visit) {
   const Channels<T, Walk::kVectors> of(walk, parameters);
   const T negative_slope = parameters.negative_slope;
-  walk.each([&](int k, int64_t at, int64_t lanes) __attribute__((always_inline)) {
+  walk.each([&](int k, int64_t at, int64_t lanes) {
     const Vec<T> centred = load_part(x + at, lanes) - of.mean[k];
     const Vec<T> z = pre_activation(centred, of.scale[k], of.bias[k]);
     const Vec<T> dz = activate_backward<kActivation, VectorMath<T>>(load_part(dy + at, lanes), z, negative_slope);
@@ -207,16 +209,16 @@ SVG_INLINE void each_gradient(const Walk& walk, const NormParameters<T>& paramet
 }
 
 template <typename T>
-void sums(const NormTile& tile, const NormParameters<T>& parameters, const T* dy, const T* x, T* sums) {
+[[gnu::flatten]] void sums(const NormTile& tile, const NormParameters<T>& parameters, const T* dy, const T* x,
+                           T* sums) {
   with_activation(parameters.activation, [&]<typename Kind>(Kind) {
-    for_each_walk<T>(tile, [&]<typename Walk>(const Walk& walk) __attribute__((always_inline)) {
+    for_each_walk<T>(tile, [&]<typename Walk>(const Walk& walk) {
       Vec<T> sum[Walk::kVectors] = {}, product[Walk::kVectors] = {};
       each_gradient<Kind::value>(walk, parameters, dy, x,
-                                 [&](int k, int64_t, int64_t, Vec<T> dz, Vec<T> centred, Vec<T>)
-                                     __attribute__((always_inline)) {
-                                       sum[k] += dz;
-                                       product[k] += dz * centred;
-                                     });
+                                 [&](int k, int64_t, int64_t, Vec<T> dz, Vec<T> centred, Vec<T>) {
+                                   sum[k] += dz;
+                                   product[k] += dz * centred;
+                                 });
       walk.finish(sum);
       walk.finish(product);
       walk.put(sums, sum);
@@ -226,18 +228,17 @@ void sums(const NormTile& tile, const NormParameters<T>& parameters, const T* dy
 }
 
 template <typename T>
-void input_gradient(const NormTile& tile, const NormParameters<T>& parameters, const T* dy, const T* x, T* dx) {
+[[gnu::flatten]] void input_gradient(const NormTile& tile, const NormParameters<T>& parameters, const T* dx_slope,
+                                     const T* dx_offset, const T* dy, const T* x, T* dx) {
   with_activation(parameters.activation, [&]<typename Kind>(Kind) {
-    for_each_walk<T>(tile, [&]<typename Walk>(const Walk& walk) __attribute__((always_inline)) {
+    for_each_walk<T>(tile, [&]<typename Walk>(const Walk& walk) {
       Vec<T> slope[Walk::kVectors], offset[Walk::kVectors];
-      walk.take(parameters.dx_slope, slope);
-      walk.take(parameters.dx_offset, offset);
+      walk.take(dx_slope, slope);
+      walk.take(dx_offset, offset);
       each_gradient<Kind::value>(
-          walk, parameters, dy, x,
-          [&](int k, int64_t at, int64_t lanes, Vec<T> dz, Vec<T> centred, Vec<T> scale)
-              __attribute__((always_inline)) {
-                store_part(dx + at, normalise_backward(dz, centred, scale, slope[k], offset[k]), lanes);
-              });
+          walk, parameters, dy, x, [&](int k, int64_t at, int64_t lanes, Vec<T> dz, Vec<T> centred, Vec<T> scale) {
+            store_part(dx + at, normalise_backward(dz, centred, scale, slope[k], offset[k]), lanes);
+          });
     });
   });
 }
@@ -292,7 +293,7 @@ void scale(int64_t n, const T* weight, const T* var, double eps, T* scale) {
 
 template <typename T>
 void gradients(const NormCounts& counts, int64_t begin, int64_t end, const T* sums, const T* scale, const T* var,
-               double eps, double* dweight, double* dbias, T* dx_slope, T* dx_offset) {
+               double eps, const NormGradients<T>& gradients) {
   const int64_t tiles = (counts.step + counts.tile - 1) / counts.tile;
   for (int64_t first = begin; first < end; first += kGroup) {
     const int64_t n = end - first < kGroup ? end - first : kGroup;
@@ -305,13 +306,13 @@ void gradients(const NormCounts& counts, int64_t begin, int64_t end, const T* su
       }
     }
     for (int64_t c = 0; c < n; ++c) {
-      const int64_t channel = first + c;
-      const auto gradient = channel_gradient<double>(sum[c], product[c], scale[channel],
-                                                     inverse_std(var[channel], eps), counts.step);
-      dweight[channel] = gradient.dweight;
-      dbias[channel] = gradient.dbias;
-      dx_slope[channel] = static_cast<T>(gradient.dx_slope);
-      dx_offset[channel] = static_cast<T>(gradient.dx_offset);
+      const int64_t at = first + c;
+      const auto channel =
+          channel_gradient<double>(sum[c], product[c], scale[at], inverse_std(var[at], eps), counts.step);
+      gradients.dweight[at] = channel.dweight;
+      gradients.dbias[at] = channel.dbias;
+      gradients.dx_slope[at] = static_cast<T>(channel.dx_slope);
+      gradients.dx_offset[at] = static_cast<T>(channel.dx_offset);
     }
   }
 }
