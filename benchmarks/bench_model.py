@@ -23,7 +23,7 @@ import svg_fast
 from svg_fast import SVG
 
 ROUNDS = 5
-OPS = ("batch_norm_act", "conv4x4", "gaussian_rsample", "gaussian_rsample_kl", "lstm_layer", "lstm_step")
+OPS = ("batch_norm_act", "frame_conv", "gaussian_rsample", "gaussian_rsample_kl", "lstm_layer", "lstm_step")
 Network = Literal["ours", "ours, recompute", "oracle"]
 
 

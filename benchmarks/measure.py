@@ -174,7 +174,9 @@ def machine_facts(ops: Iterable[str]) -> dict[str, Any]:
     """Which kernels serve `ops`, forward and backward, with which instruction set and how many threads."""
     wanted = set(ops)
     return {
-        "served_by": {op: backend.served_by(op) for op in backend.ops() if re.sub("_(fwd|bwd)$", "", op) in wanted},
+        "served_by": {
+            op: backend.served_by(op) for op in backend.ops() if re.sub("_(fwd|bwd|pack)$", "", op) in wanted
+        },
         "instruction_set": backend.build_info().get("cpu_capability", "none: no compiled kernels"),
         "torch_instruction_set": torch.backends.cpu.get_cpu_capability().lower(),
         "threads": torch.get_num_threads(),
