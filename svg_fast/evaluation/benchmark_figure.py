@@ -13,7 +13,7 @@ from .figures import new_figure, png_path
 
 # Heights in bars; a bar is so many inches high.
 _BAR, _BETWEEN_CASES, _GROUP_TITLE, _INCHES = 1.0, 0.6, 1.7, 0.17
-_TICKS = (0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200)
+_TICKS = (0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def benchmark_figure(results: Results, path: str | Path) -> None:
