@@ -36,10 +36,11 @@ unit: build
 sanitize: build
 	$(BIN)/python tests/sanitize.py
 
-# Every benchmark against its peer in one run; needs a quiet machine.
+# Every benchmark against its peers in one run, then a picture of it; needs a quiet machine.
 bench: build
 	mkdir -p benchmarks/results
 	$(BIN)/pytest benchmarks --benchmark-json=benchmarks/results/latest.json
+	$(BIN)/svg-fast bench plot benchmarks/results/latest.json --out benchmarks/results/latest.png
 
 clean:
 	rm -rf .venv build *.egg-info svg_fast/*.so runs

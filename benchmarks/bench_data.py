@@ -1,15 +1,12 @@
 """Stochastic Moving MNIST: batches of 100 clips, 2 digits, 15 frames of 64x64, in one thread and in torch's own number.
 
 Against a loader that works as published ones do, digit by digit and frame by frame, in float32 and one thread. The
-two are timed in turn, so that a machine whose speed drifts slows both; the ratio is the median of the pairs'. The roof
-is filling a batch that is already in memory with zeros.
+least work is writing the batch once.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from measure import Race, Work
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -26,21 +24,17 @@ from svg_fast.data import MovingMNIST, load_digits
 from svg_fast.data.velocity import MOTIONS, Motion
 
 BATCH, FRAMES, DIGITS, SIZE = 100, 15, 2, 64
-ROUNDS, WARMUP = 50, 5
-IN_A_ROW = 10  # of our batches take less time than one of the plain loader's
 TORCH_THREADS = torch.get_num_threads()
+
+pytestmark = [
+    pytest.mark.benchmark(group="moving_mnist_clips"),
+    pytest.mark.parametrize("threads", [1, TORCH_THREADS], indirect=True, ids=["one thread", "torch's threads"]),
+]
 
 
 @pytest.fixture(scope="module")
 def digits() -> Tensor:
     return load_digits(None, "train")
-
-
-@pytest.fixture(autouse=True, params=[1, TORCH_THREADS], ids=["one thread", "torch's threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(TORCH_THREADS)
 
 
 def plain_clip(images: npt.NDArray[np.uint8], draw: Callable[..., Any]) -> npt.NDArray[np.float32]:
@@ -67,14 +61,8 @@ def plain_clip(images: npt.NDArray[np.uint8], draw: Callable[..., Any]) -> npt.N
     return clip
 
 
-def seconds(make: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    make()
-    return time.perf_counter() - start
-
-
 def batches(data: MovingMNIST) -> Iterator[Tensor]:
-    return iter(torch.randperm(len(data)).view(-1, BATCH))
+    return itertools.cycle(torch.randperm(len(data)).view(-1, BATCH))
 
 
 def assert_reference(data: MovingMNIST) -> None:
@@ -86,25 +74,23 @@ def assert_reference(data: MovingMNIST) -> None:
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_clips(benchmark: Any, digits: Tensor, threads: int, motion: Motion) -> None:
+def test_clips(race: Race, digits: Tensor, motion: Motion) -> None:
     data = MovingMNIST(digits, FRAMES, num_digits=DIGITS, image_size=SIZE, motion=motion)
-    assert_reference(data)
     indices = batches(data)
-    benchmark.extra_info.update(served_by=backend.served_by("moving_mnist_clips"), threads=threads)
-    benchmark.pedantic(lambda: data.clips(next(indices)), rounds=ROUNDS, warmup_rounds=WARMUP)
-    if benchmark.stats:
-        frames = data.clips(next(indices)).frames
-        roof = statistics.median(seconds(frames.zero_) for _ in range(ROUNDS))
-        median = benchmark.stats.stats.median
-        benchmark.extra_info.update(clips_per_second=BATCH / median, bytes=frames.numel(), times_the_roof=median / roof)
+    race(
+        lambda: data.clips(next(indices)),
+        {},
+        check=lambda: assert_reference(data),
+        ops=["moving_mnist_clips"],
+        work=Work("memcpy", BATCH * FRAMES * SIZE * SIZE),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=["uint8", "float32"])
-def test_against_plain_loader(benchmark: Any, digits: Tensor, threads: int, dtype: torch.dtype) -> None:
+def test_against_plain_loader(race: Race, digits: Tensor, dtype: torch.dtype) -> None:
     """Both give a batch as one tensor, (100, 15, 1, 64, 64): ours in bytes, or in float32 like the other."""
     data = MovingMNIST(digits, FRAMES, num_digits=DIGITS, image_size=SIZE)
-    assert_reference(data)
-    indices = itertools.cycle(batches(data))
+    indices = batches(data)
     images = interpolate(digits[:, None], (28, 28), mode="bilinear")[:, 0].numpy()
     draw = np.random.default_rng(0).integers
 
@@ -112,27 +98,13 @@ def test_against_plain_loader(benchmark: Any, digits: Tensor, threads: int, dtyp
         frames = data.clips(next(indices)).frames
         return frames if dtype == torch.uint8 else frames.to(dtype).div_(255)
 
-    def ours_in_a_row() -> None:
-        for _ in range(IN_A_ROW):
-            ours()
-
     def plain() -> Tensor:
         return torch.from_numpy(np.stack([plain_clip(images, draw) for _ in range(BATCH)]))[:, :, None]
 
-    plain_seconds: list[float] = []
-    benchmark.extra_info.update(served_by=backend.served_by("moving_mnist_clips"), threads=threads)
-    benchmark.pedantic(
-        ours_in_a_row,
-        setup=lambda: plain_seconds.append(seconds(plain)),
-        rounds=ROUNDS,
-        warmup_rounds=WARMUP,
-        iterations=1,
+    race(
+        ours,
+        {"plain loader": plain},
+        check=lambda: assert_reference(data),
+        ops=["moving_mnist_clips"],
+        work=Work("memcpy", BATCH * FRAMES * SIZE * SIZE * dtype.itemsize),
     )
-    if benchmark.stats:
-        own_seconds = [total / IN_A_ROW for total in benchmark.stats.stats.data]
-        pairs = zip(plain_seconds[-ROUNDS:], own_seconds, strict=True)
-        benchmark.extra_info.update(
-            clips_per_second=BATCH / statistics.median(own_seconds),
-            plain_clips_per_second=BATCH / statistics.median(plain_seconds[-ROUNDS:]),
-            times_as_fast=statistics.median(plain / own for plain, own in pairs),
-        )

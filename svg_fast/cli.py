@@ -1,4 +1,4 @@
-"""The command line: svg-fast train | figure (also `python -m svg_fast`)."""
+"""The command line: svg-fast train | figure | bench (also `python -m svg_fast`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import click
 
-from . import __version__
+from . import __version__, benchmarks
+from .benchmarks import Metric
 from .models import SVGConfig, preset
 from .training import Interrupted, NonFiniteLoss, TrainConfig, train, training_preset
 
@@ -98,6 +99,47 @@ def figure_command(name: str, out: Path | None) -> None:
 
     out = out or Path(f"{name}.png")
     velocity_figure(out)
+    click.echo(out)
+
+
+@cli.group("bench")
+def bench_group() -> None:
+    """What `make bench` measured: compare two runs, or draw one."""
+
+
+@bench_group.command("compare")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--threshold", type=click.FloatRange(min=1), default=1.1, show_default=True, help="Slower by how much.")
+@click.option(
+    "--metric",
+    type=click.Choice(get_args(Metric)),
+    default="times_as_fast",
+    show_default=True,
+    help="Ratio to each peer, or seconds: these compare on one machine only.",
+)
+def compare_command(old: Path, new: Path, threshold: float, metric: Metric) -> None:
+    """How every case changed from OLD to NEW, JSON files of the benchmarks.
+
+    Exit status 1 where a case became slower by more than the threshold.
+    """
+    comparison = benchmarks.compare(benchmarks.load(old), benchmarks.load(new), metric)
+    for line in comparison.lines(threshold):
+        click.echo(line)
+    slower = comparison.slower(threshold)
+    if slower:
+        click.echo(f"{len(slower)} of {len(comparison.changes)} slower by more than {threshold:g} times", err=True)
+        sys.exit(1)
+
+
+@bench_group.command("plot")
+@click.argument("result", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The PNG.")
+def plot_command(result: Path, out: Path) -> None:
+    """Draw RESULT, a JSON file of the benchmarks: how many times as fast each case is as its peers."""
+    from .evaluation.benchmark_figure import benchmark_figure
+
+    benchmark_figure(benchmarks.load(result), out)
     click.echo(out)
 
 

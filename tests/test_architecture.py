@@ -14,13 +14,14 @@ MAX_LINES = 400
 
 # part -> the parts of svg_fast that it may import, beside itself; nobody imports cli, only tests import testing
 BELOW_MODELS = {"ops", "backend", "files"}
-BELOW_CLI = {"training", "evaluation", "data", "compat", "models", *BELOW_MODELS}
+BELOW_CLI = {"training", "evaluation", "benchmarks", "data", "compat", "models", *BELOW_MODELS}
 ALLOWED = {
     "files": set[str](),
     "reference": set[str](),
     "triton": {"reference"},
     "ops": {"reference", "triton"},
     "backend": {"kernels", "ops"},
+    "benchmarks": set[str](),
     "kernels": set[str](),
     "testing": {"ops"},
     "nn": {"ops"},

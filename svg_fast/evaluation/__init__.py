@@ -1,1 +1,1 @@
-"""Looking at what a model does: sample strips and the paper's figures."""
+"""Looking at what a model does: sample strips, the paper's figures, and a picture of the benchmarks."""

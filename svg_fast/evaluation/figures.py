@@ -25,9 +25,7 @@ def velocity_figure(path: str | Path) -> None:
         ValueError: path does not end in .png.
         ImportError: matplotlib is not installed.
     """
-    path = Path(path)
-    if path.suffix != ".png":
-        raise ValueError(f"path must end in .png, got {path.name!r}")
+    path = png_path(path)
     start = velocity_probabilities("nonuniform")
     after = velocity_probabilities("nonuniform", wall_x=1)
     figure = _draw_velocities(start, after)
@@ -46,7 +44,7 @@ def loss_figure(csv: Path, path: Path) -> None:
     table = np.loadtxt(csv, delimiter=",", skiprows=1, ndmin=2)
     step = table[:, 0]
     width = max(1, len(step) // 50)
-    figure = _new_figure(figsize=(4 * len(names), 3))
+    figure = new_figure(figsize=(4 * len(names), 3))
     for axis, name, values in zip(figure.subplots(1, len(names)), names, table[:, 1:].T, strict=True):
         smooth = np.convolve(values, np.full(width, 1 / width), mode="valid")
         axis.plot(step, values, color="C0", alpha=0.25, linewidth=0.8)
@@ -59,7 +57,16 @@ def loss_figure(csv: Path, path: Path) -> None:
         figure.savefig(part, dpi=120)
 
 
-def _new_figure(figsize: tuple[float, float]) -> Any:
+def png_path(path: str | Path) -> Path:
+    """`path`, which must end in .png (ValueError)."""
+    path = Path(path)
+    if path.suffix != ".png":
+        raise ValueError(f"path must end in .png, got {path.name!r}")
+    return path
+
+
+def new_figure(figsize: tuple[float, float]) -> Any:
+    """A matplotlib Figure outside pyplot; ImportError where there is no matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -68,7 +75,7 @@ def _new_figure(figsize: tuple[float, float]) -> Any:
 
 
 def _draw_velocities(start: Probabilities, after: Probabilities) -> Any:
-    figure = _new_figure(figsize=(9.2, 4.4))
+    figure = new_figure(figsize=(9.2, 4.4))
     axes = figure.subplots(1, 2, sharey=True)
     titles = "at the start: p(dx, dy) ∝ exp((|dx| + |dy|) / 2)", "after a hit on the right wall"
     for axis, p, title in zip(axes, (start, after), titles, strict=True):
