@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import pytest
 import torch
 from op_oracles import Words, noise, philox_words
@@ -37,11 +40,52 @@ def test_philox_gives_the_published_words(counter: Words, key: tuple[int, int], 
 
 
 @pytest.mark.parametrize(
-    ("seed", "offset"), [(0, 0), (1, 0), (0, 1), (2**63 - 1, 0), (2**40 + 5, 2**33 + 7), (2**63 - 1, 2**63 - 1)]
+    ("seed", "offset"),
+    [(0, 0), (1, 0), (0, 1), (2**63 - 1, 0), (2**40 + 5, 2**33 + 7), (2**63 - 1, 2**63 - 1), (-1, -1), (-(2**63), -7)],
 )
 def test_noise_is_the_documented_mapping(seed: int, offset: int) -> None:
     got = draw(3, 5, 7, seed=torch.tensor([seed, offset]), dtype=torch.float64)
     torch.testing.assert_close(got, noise(torch.Size((3, 5, 7)), seed, offset), rtol=1e-12, atol=1e-14)
+
+
+def test_the_op_draws_the_published_words() -> None:
+    """The Box-Muller transform turned round: float64 noise tells the 32 bits of its words."""
+    words: list[int] = []
+    for x, y in draw(4, seed=0, dtype=torch.float64).view(2, 2).tolist():
+        u = math.exp(-(x * x + y * y) / 2), math.atan2(y, x) / (2 * math.pi) % 1
+        words += [round(2**32 * value - 0.5) for value in u]
+    assert tuple(words) == KNOWN[0][2]
+
+
+def test_float64_noise_is_accurate_to_a_few_ulp() -> None:
+    """Of its radius: logarithm, square root, sine and cosine leave no more."""
+    got, want = draw(20_000, seed=5, dtype=torch.float64).view(-1, 2), noise(torch.Size((20_000,)), 5).view(-1, 2)
+    error = (got - want).abs() / want.norm(dim=1, keepdim=True)
+    assert error.max() < 4 * torch.finfo(torch.float64).eps
+
+
+@pytest.fixture
+def threads() -> Iterator[list[int]]:
+    before = torch.get_num_threads()
+    yield [1, 2, 3]
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_noise_does_not_depend_on_the_number_of_threads(threads: list[int], dtype: torch.dtype) -> None:
+    drawn = []
+    for count in threads:
+        torch.set_num_threads(count)
+        drawn.append(draw(7, 5, 1153, seed=4, dtype=dtype))
+    assert all(torch.equal(other, drawn[0]) for other in drawn[1:])
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 6, 17, 63, 65, 1023, 1025, 2050])
+def test_noise_of_a_time_step_goes_on_where_the_one_before_ended(size: int) -> None:
+    """Steps that begin within a counter, and end within a vector."""
+    zeros = torch.zeros(5, 1, size)
+    z, _ = ops.gaussian_rsample_kl(zeros, zeros, seed=4)
+    assert torch.equal(z.flatten(), draw(5 * size, seed=4))
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])
@@ -71,9 +115,10 @@ def test_a_seed_is_drawn_from_the_default_generator() -> None:
     assert not torch.equal(first, second)
 
 
-def test_noise_is_standard_normal() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_noise_is_standard_normal(dtype: torch.dtype) -> None:
     """Kolmogorov-Smirnov, four moments within five standard errors, and as many beyond 4 sigma as there should be."""
-    x = draw(DRAWS, seed=1, dtype=torch.float64).numpy()
+    x = draw(DRAWS, seed=1, dtype=dtype).double().numpy()
     assert stats.kstest(x, "norm").pvalue > 0.01
     for k, (moment, variance) in enumerate([(0, 1), (1, 2), (0, 15), (3, 96)], start=1):
         assert abs((x**k).mean() - moment) < 5 * (variance / DRAWS) ** 0.5

@@ -125,7 +125,7 @@ Outputs forward_as(const Arguments& given, bool sample, bool kl) {
   const Tensor& mu = *given.mu;
   const Steps steps(mu, kl);
   const Inputs<T> inputs(given, mu, sample);
-  const OptionalTensor z = sample ? OptionalTensor(torch::stable::new_empty(mu, mu.sizes(), kType<T>)) : std::nullopt;
+  const OptionalTensor z = sample ? OptionalTensor(empty_cpu(mu.sizes(), kType<T>)) : std::nullopt;
   T* z_data = sample ? z->mutable_data_ptr<T>() : nullptr;
   std::vector<double> sums(steps.count * steps.blocks());
   steps.each_block([&](int64_t, int64_t k, GaussianBlock block) {
@@ -136,7 +136,7 @@ Outputs forward_as(const Arguments& given, bool sample, bool kl) {
     outputs.z = converted(*z, mu.scalar_type());
   }
   if (kl) {
-    outputs.kl = torch::stable::new_empty(mu, {steps.count}, kType<T>);
+    outputs.kl = empty_cpu({steps.count}, kType<T>);
     T* kl_data = outputs.kl->mutable_data_ptr<T>();
     for (int64_t t = 0; t < steps.count; ++t) {
       const auto first = sums.begin() + t * steps.blocks();
@@ -156,13 +156,12 @@ Gradients backward_as(const Arguments& given, const OptionalTensor& dz, const Op
   const Steps steps(like, kl);
   Inputs<T> inputs(given, like, dz.has_value());
   const T* dz_data = inputs.take("dz", dz, like);
-  const Tensor scales = kl ? dense(*dkl, kType<T>) : torch::stable::new_empty(like, {0}, kType<T>);
+  const Tensor scales = kl ? dense(*dkl, kType<T>) : empty_cpu({0}, kType<T>);
   check_shape("dkl", scales, {kl ? steps.count : 0});
   const T* scale = scales.template const_data_ptr<T>();
 
   const auto make = [&](bool wanted) {
-    return wanted ? torch::stable::new_empty(like, like.sizes(), kType<T>)
-                  : torch::stable::new_empty(like, {0}, kType<T>);
+    return wanted ? empty_cpu(like.sizes(), kType<T>) : empty_cpu({0}, kType<T>);
   };
   const Tensor dmu = make(kl), dlogvar = make(true), dmu_p = make(prior), dlogvar_p = make(prior);
   const GaussianOutputs<T> outputs{dmu.mutable_data_ptr<T>(), dlogvar.mutable_data_ptr<T>(),

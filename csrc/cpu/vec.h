@@ -64,13 +64,25 @@ SVG_INLINE Vec<T> broadcast(T value) {
   return value - Vec<T>{};
 }
 
+// Hides from the compiler that a vector is constant.
+template <typename V>
+SVG_INLINE V opaque(V v) {
+#ifdef __SSE2__
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
+// Where one of them is NaN, b. One instruction, but gcc finds it only where neither is known to be constant.
 template <typename V>
 SVG_INLINE V minimum(V a, V b) {
+  a = opaque(a);
   return a < b ? a : b;
 }
 
 template <typename V>
 SVG_INLINE V maximum(V a, V b) {
+  a = opaque(a);
   return a > b ? a : b;
 }
 
@@ -123,7 +135,9 @@ SVG_INLINE Interleaved<T> interleave(Vec<T> a, Vec<T> b) {
 // Sum of the lanes, in a fixed order.
 template <typename T>
 SVG_INLINE T sum_lanes(Vec<T> v) {
+#pragma GCC unroll 8
   for (int64_t half = kLanes<T> / 2; half > 0; half /= 2) {
+#pragma GCC unroll 32
     for (int64_t k = 0; k < half; ++k) {
       v[k] += v[k + half];
     }

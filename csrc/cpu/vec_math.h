@@ -15,21 +15,21 @@ struct Float;
 template <>
 struct Float<float> {
   using Int = int32_t;
-  static constexpr int kMantissaBits = 23, kBias = 127, kExpTerms = 7, kLogTerms = 5, kTurnTerms = 5;
+  static constexpr int kMantissaBits = 23, kBias = 127, kExpTerms = 7, kLogTerms = 5, kTurnTerms = 7;
   static constexpr float kRound = 0x1.8p23f;  // adding it leaves a small number rounded, in the last bits
   static constexpr float kLog2e = 0x1.715476p+0f, kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
   static constexpr float kSqrtHalf = 0x1.6a09e6p-1f;
-  static constexpr float kExpLow = -104.0f, kExpHigh = 89.0f, kTanhHigh = 10.0f;
+  static constexpr float kExpLow = -87.2f, kExpHigh = 89.5f, kTanhHigh = 10.0f;
 };
 
 template <>
 struct Float<double> {
   using Int = int64_t;
-  static constexpr int kMantissaBits = 52, kBias = 1023, kExpTerms = 13, kLogTerms = 10, kTurnTerms = 9;
+  static constexpr int kMantissaBits = 52, kBias = 1023, kExpTerms = 13, kLogTerms = 10, kTurnTerms = 11;
   static constexpr double kRound = 0x1.8p52;
   static constexpr double kLog2e = 0x1.71547652b82fep+0, kLn2High = 0x1.62e42fefa38p-1, kLn2Low = 0x1.ef35793c7673p-45;
   static constexpr double kSqrtHalf = 0x1.6a09e667f3bcdp-1;
-  static constexpr double kExpLow = -746.0, kExpHigh = 710.0, kTanhHigh = 20.0;
+  static constexpr double kExpLow = -708.3, kExpHigh = 710.2, kTanhHigh = 20.0;
 };
 
 constexpr double inverse_factorial(int n) {
@@ -40,7 +40,7 @@ constexpr double inverse_factorial(int n) {
   return 1 / product;
 }
 
-// 2^n for integers n that a normal number's exponent can hold.
+// 2^n for integers n that a normal number's exponent can hold; zero and infinity for one less and one more.
 template <typename T>
 SVG_INLINE Vec<T> power_of_two(Vec<typename Float<T>::Int> n) {
   return (Vec<T>)((n + Float<T>::kBias) << Float<T>::kMantissaBits);
@@ -74,15 +74,14 @@ SVG_INLINE Vec<T> expm1_small(Vec<T> r) {
   return sum * (r * r) + r;
 }
 
-// To infinity and to zero at the ends; 2^n in two factors, since n is then beyond an exponent's range.
+// 2 e^r 2^(n - 1), since the largest results have a 2^n beyond an exponent's range. At the ends 2^(n - 1) is infinity, or
+// zero: for results below 1.5 times the smallest normal number.
 template <typename T>
 SVG_INLINE Vec<T> exponential(Vec<T> x) {
   using F = Float<T>;
-  x = x < F::kExpLow ? broadcast(F::kExpLow) : x;
-  x = x > F::kExpHigh ? broadcast(F::kExpHigh) : x;
+  x = minimum(broadcast(F::kExpHigh), maximum(broadcast(F::kExpLow), x));
   const Reduced<T> reduced = reduce<T>(x);
-  const auto half = reduced.n >> 1;
-  return (expm1_small<T>(reduced.r) + T{1}) * power_of_two<T>(half) * power_of_two<T>(reduced.n - half);
+  return (expm1_small<T>(reduced.r) * T{2} + T{2}) * power_of_two<T>(reduced.n - 1);
 }
 
 template <typename T>
@@ -121,33 +120,40 @@ SVG_INLINE Vec<T> logarithm(Vec<T> x) {
   return exponent * F::kLn2High + (exponent * F::kLn2Low + s * square * sum + (s + s));
 }
 
+// Of sine (odd n) and cosine (even n) of 2 pi x: (2 pi)^n / n!.
+template <int kSize>
+struct TurnSeries {
+  double coefficient[kSize] = {1};
+  constexpr TurnSeries() {
+    for (int n = 1; n < kSize; ++n) {
+      coefficient[n] = coefficient[n - 1] * 6.283185307179586 / n;
+    }
+  }
+};
+
 template <typename T>
 struct SineCosine {
   Vec<T> sine, cosine;
 };
 
-// Of 2 pi x, that is of x turns, |x| <= 1; errors relative to one. The nearest quarter of a turn is taken away, the
-// Taylor series of the rest, which is at most pi / 4, are swapped and signed by the number of quarters.
+// Of x turns, that is of 2 pi x, |x| <= 1; errors relative to one. x = n / 2 + r with |r| <= 1 / 4: the Taylor series,
+// negative for odd n.
 template <typename T>
 SVG_INLINE SineCosine<T> sine_cosine_of_turns(Vec<T> x) {
   using F = Float<T>;
   using Int = Vec<typename F::Int>;
-  constexpr T kTwoPi = static_cast<T>(6.283185307179586);
-  constexpr int kSignShift = 8 * sizeof(T) - 2;  // of the second bit up to the sign
-  const Vec<T> shifted = x * T{4} + F::kRound;
-  const Int quarters = (Int)shifted - (Int)broadcast(F::kRound);
-  const Vec<T> r = (x - (shifted - F::kRound) * T{0.25}) * kTwoPi, square = r * r;
-  Vec<T> sine = broadcast(static_cast<T>(inverse_factorial(2 * F::kTurnTerms - 1)));
-  Vec<T> cosine = broadcast(static_cast<T>(inverse_factorial(2 * F::kTurnTerms - 2)));
+  const Vec<T> shifted = x * T{2} + F::kRound;
+  const Vec<T> r = x - (shifted - F::kRound) * T{0.5}, square = r * r;
+  constexpr TurnSeries<2 * F::kTurnTerms> kSeries;
+  Vec<T> sine = broadcast(static_cast<T>(kSeries.coefficient[2 * F::kTurnTerms - 1]));
+  Vec<T> cosine = broadcast(static_cast<T>(kSeries.coefficient[2 * F::kTurnTerms - 2]));
 #pragma GCC unroll 16
   for (int k = F::kTurnTerms - 2; k >= 0; --k) {
-    sine = static_cast<T>(inverse_factorial(2 * k + 1)) - sine * square;
-    cosine = static_cast<T>(inverse_factorial(2 * k)) - cosine * square;
+    sine = static_cast<T>(kSeries.coefficient[2 * k + 1]) - sine * square;
+    cosine = static_cast<T>(kSeries.coefficient[2 * k]) - cosine * square;
   }
-  sine *= r;
-  const Int odd = (quarters & 1) != 0;
-  const Int minus_sine = (quarters & 2) << kSignShift, minus_cosine = ((quarters + 1) & 2) << kSignShift;
-  return {(Vec<T>)((Int)(odd ? cosine : sine) ^ minus_sine), (Vec<T>)((Int)(odd ? sine : cosine) ^ minus_cosine)};
+  const Int sign = (Int)shifted << (8 * sizeof(T) - 1);
+  return {(Vec<T>)((Int)(sine * r) ^ sign), (Vec<T>)((Int)cosine ^ sign)};
 }
 
 }  // namespace svg_fast::SVG_ISA

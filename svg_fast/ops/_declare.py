@@ -57,10 +57,30 @@ def _refuse(_ctx: Any, *_gradients: Any) -> None:
     raise RuntimeError("the ops of svg_fast can be differentiated once: a gradient of their gradient is not to be had")
 
 
-def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-    """Give the declared op `name` its gradient (see `torch.library.register_autograd`), which itself has none.
+def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> Callable[..., Any]:
+    """Give the declared op `name` its gradient (see `torch.library.register_autograd`); returns it for eager calls.
 
-    Without the second line PyTorch would take the backward op's results for constants, with a warning.
+    On its way to a registered gradient a call passes from Python to C++ and back three times, some 20 microseconds.
+    What is returned goes straight into an autograd function with the same parts. torch.compile and torch.func take
+    the registered way.
     """
     torch.library.register_autograd(f"svg_fast::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    # without this PyTorch would take the backward op's results for constants, with a warning
     torch.library.register_autograd(f"svg_fast::{name.removesuffix('_fwd')}_bwd", _refuse, lib=_LIBRARY)
+    op = getattr(torch.ops.svg_fast, name).default
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(name, (torch.autograd.Function,), parts)
+
+    @functools.wraps(op)
+    def call(*inputs: Any) -> Any:
+        registered = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        return op(*inputs) if registered else function.apply(*inputs)
+
+    return call

@@ -28,8 +28,9 @@ def gaussian_rsample(
 
     Raises ValueError on a shape or device that does not fit, or where both seed and eps are given.
     """
-    eps, seed = _check_sample(mu, logvar, seed, eps)
-    z: Tensor = _rsample_fwd(mu, logvar, eps, seed)
+    _check_posterior(mu, logvar)
+    eps, seed = _check_noise(mu, seed, eps)
+    z: Tensor = _rsample(mu, logvar, eps, seed)
     return z
 
 
@@ -43,8 +44,10 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, mu_p: Tensor | None = None, logvar_p
 
     Raises ValueError on a shape or device that does not fit, or where only half of a prior is given.
     """
-    _check_kl(mu, logvar, mu_p, logvar_p)
-    kl: Tensor = _kl_fwd(mu, logvar, mu_p, logvar_p)
+    check_rank("mu", mu, "T, B, Z")
+    _check_posterior(mu, logvar)
+    _check_prior(mu, mu_p, logvar_p)
+    kl: Tensor = _kl(mu, logvar, mu_p, logvar_p)
     return kl
 
 
@@ -62,19 +65,31 @@ def gaussian_rsample_kl(
     mu, logvar, mu_p, logvar_p (T, B, Z) -> z (T, B, Z), kl (T,) in nats per sequence. Noise, prior and errors are
     those of the two functions.
     """
-    eps, seed = _check_sample(mu, logvar, seed, eps)
-    _check_kl(mu, logvar, mu_p, logvar_p)
-    z, kl = _rsample_kl_fwd(mu, logvar, mu_p, logvar_p, eps, seed)
+    check_rank("mu", mu, "T, B, Z")
+    _check_posterior(mu, logvar)
+    _check_prior(mu, mu_p, logvar_p)
+    eps, seed = _check_noise(mu, seed, eps)
+    z, kl = _rsample_kl(mu, logvar, mu_p, logvar_p, eps, seed)
     return z, kl
 
 
-def _check_sample(
-    mu: Tensor, logvar: Tensor, seed: int | Tensor | None, eps: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Exactly one of (eps, seed) comes back, the seed as a tensor."""
+def _check_posterior(mu: Tensor, logvar: Tensor) -> None:
     check_floating("mu", mu)
     check_like("logvar", logvar, mu)
     check_shape("logvar", logvar, mu.shape)
+
+
+def _check_prior(mu: Tensor, mu_p: Tensor | None, logvar_p: Tensor | None) -> None:
+    if (mu_p is None) != (logvar_p is None):
+        raise ValueError("give both mu_p and logvar_p for a learned prior, or neither for the standard normal")
+    for name, tensor in (("mu_p", mu_p), ("logvar_p", logvar_p)):
+        if tensor is not None:
+            check_like(name, tensor, mu)
+            check_shape(name, tensor, mu.shape)
+
+
+def _check_noise(mu: Tensor, seed: int | Tensor | None, eps: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Exactly one of (eps, seed) comes back, the seed as a tensor."""
     if eps is not None:
         if seed is not None:
             raise ValueError("give seed or eps, not both: eps takes the place of the noise that seed would draw")
@@ -96,17 +111,6 @@ def _check_sample(
     if not 0 <= seed < _SEED_LIMIT:
         raise ValueError(f"seed must be in [0, 2**63), got {seed}")
     return None, torch.tensor([seed, 0], dtype=torch.int64, device=mu.device)
-
-
-def _check_kl(mu: Tensor, logvar: Tensor, mu_p: Tensor | None, logvar_p: Tensor | None) -> None:
-    check_floating("mu", mu)
-    check_rank("mu", mu, "T, B, Z")
-    if (mu_p is None) != (logvar_p is None):
-        raise ValueError("give both mu_p and logvar_p for a learned prior, or neither for the standard normal")
-    for name, tensor in (("logvar", logvar), ("mu_p", mu_p), ("logvar_p", logvar_p)):
-        if tensor is not None:
-            check_like(name, tensor, mu)
-            check_shape(name, tensor, mu.shape)
 
 
 def _kl_fake(mu: Tensor, *_: Tensor | None) -> Tensor:
@@ -131,20 +135,23 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _with_prior(ctx: Any, gradients: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+def _where_given(mu_p: Tensor | None, gradients: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor | None, ...]:
     """The op returns empty gradients for the prior that is not there; autograd wants None."""
-    return gradients if ctx.saved_tensors[2] is not None else (*gradients[:2], None, None)
+    return gradients if mu_p is not None else (*gradients[:2], None, None)
 
 
 def _kl_backward(ctx: Any, dkl: Tensor) -> tuple[Tensor | None, ...]:
-    return _with_prior(ctx, _kl_bwd(dkl, *ctx.saved_tensors))
+    mu, logvar, mu_p, logvar_p = ctx.saved_tensors
+    return _where_given(mu_p, _kl_bwd(dkl, mu, logvar, mu_p, logvar_p))
 
 
 def _rsample_kl_backward(ctx: Any, dz: Tensor, dkl: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_with_prior(ctx, _rsample_kl_bwd(dz, dkl, *ctx.saved_tensors)), None, None)
+    mu, logvar, mu_p, logvar_p, eps, seed = ctx.saved_tensors
+    gradients = _rsample_kl_bwd(dz, dkl, mu, logvar, mu_p, logvar_p, eps, seed)
+    return *_where_given(mu_p, gradients), None, None
 
 
-_rsample_fwd = declare(
+declare(
     "gaussian_rsample_fwd(Tensor mu, Tensor logvar, Tensor? eps, Tensor? seed) -> Tensor z",
     reference=reference.gaussian_rsample_fwd,
     fake=lambda mu, logvar, eps, seed: mu.new_empty(mu.shape),
@@ -154,7 +161,7 @@ _rsample_bwd = declare(
     reference=reference.gaussian_rsample_bwd,
     fake=lambda dz, logvar, eps, seed: logvar.new_empty(logvar.shape),
 )
-_kl_fwd = declare(
+declare(
     "gaussian_kl_fwd(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p) -> Tensor kl",
     reference=reference.gaussian_kl_fwd,
     fake=_kl_fake,
@@ -165,7 +172,7 @@ _kl_bwd = declare(
     reference=reference.gaussian_kl_bwd,
     fake=lambda dkl, mu, logvar, mu_p, logvar_p: _kl_bwd_fake(mu, mu_p),
 )
-_rsample_kl_fwd = declare(
+declare(
     "gaussian_rsample_kl_fwd(Tensor mu, Tensor logvar, Tensor? mu_p, Tensor? logvar_p, Tensor? eps, Tensor? seed)"
     " -> (Tensor z, Tensor kl)",
     reference=reference.gaussian_rsample_kl_fwd,
@@ -177,6 +184,6 @@ _rsample_kl_bwd = declare(
     reference=reference.gaussian_rsample_kl_bwd,
     fake=lambda dz, dkl, mu, logvar, mu_p, *_: _kl_bwd_fake(mu, mu_p),
 )
-differentiate("gaussian_rsample_fwd", _rsample_backward, _rsample_setup)
-differentiate("gaussian_kl_fwd", _kl_backward, _save_inputs)
-differentiate("gaussian_rsample_kl_fwd", _rsample_kl_backward, _save_inputs)
+_rsample = differentiate("gaussian_rsample_fwd", _rsample_backward, _rsample_setup)
+_kl = differentiate("gaussian_kl_fwd", _kl_backward, _save_inputs)
+_rsample_kl = differentiate("gaussian_rsample_kl_fwd", _rsample_kl_backward, _save_inputs)
