@@ -69,8 +69,7 @@ SVG_INLINE void forward_units(const LSTMForward<T>& step, T* products, Addend<T>
 // Rows [row, row + rows) of the vector of units that begins at `unit`: products [rows][gate][lane] and what is added to
 // them are the pre-activations.
 template <typename T>
-void forward_cells(const LSTMForward<T>& step, T* products, Addend<T> addend, int64_t row, int64_t rows,
-                   int64_t unit) {
+void forward_cells(const LSTMForward<T>& step, T* products, Addend<T> addend, int64_t row, int64_t rows, int64_t unit) {
   if (step.hidden - unit >= kLanes<T>) {
     forward_units<T, true>(step, products, addend, row, rows, unit);
   } else {
