@@ -1,5 +1,5 @@
-// How the maths that every device shares is inlined: always, so that no copy of it, compiled for one CPU's instructions,
-// is ever linked into the code of another.
+// How the maths that every device shares is inlined: always, so that no copy of it, compiled for one CPU's
+// instructions, is ever linked into the code of another.
 #pragma once
 
 #ifdef __CUDACC__

@@ -16,18 +16,19 @@ SVG_INLINE LSTMGates<V> operator+(const LSTMGates<V>& a, const LSTMGates<V>& b) 
   return {a.i + b.i, a.f + b.f, a.g + b.g, a.o + b.o};
 }
 
+template <typename Math, typename V>
+SVG_INLINE LSTMGates<V> lstm_activate(const LSTMGates<V>& pre) {
+  return {Math::logistic(pre.i), Math::logistic(pre.f), Math::hyperbolic_tangent(pre.g), Math::logistic(pre.o)};
+}
+
 template <typename V>
-struct LSTMState {
-  LSTMGates<V> gates;  // activated
-  V c, h;
-};
+SVG_INLINE V lstm_cell_state(const LSTMGates<V>& gates, V c_prev) {
+  return gates.f * c_prev + gates.i * gates.g;
+}
 
 template <typename Math, typename V>
-SVG_INLINE LSTMState<V> lstm_cell(const LSTMGates<V>& pre, V c_prev) {
-  const LSTMGates<V> gates{Math::logistic(pre.i), Math::logistic(pre.f), Math::hyperbolic_tangent(pre.g),
-                           Math::logistic(pre.o)};
-  const V c = gates.f * c_prev + gates.i * gates.g;
-  return {gates, c, gates.o * Math::hyperbolic_tangent(c)};
+SVG_INLINE V lstm_hidden_state(const LSTMGates<V>& gates, V c) {
+  return gates.o * Math::hyperbolic_tangent(c);
 }
 
 template <typename V>

@@ -19,8 +19,8 @@ template <typename T, int kRows>
 using DotSums = Vec<T>[kRows][kSums<T>];
 
 template <typename T, int kRows, typename Load>
-SVG_INLINE void add_products(const T* const (&a)[kRows], const T* const (&b)[kSums<T>], int64_t k, const Load& load_lanes,
-                             DotSums<T, kRows>& sums) {
+SVG_INLINE void add_products(const T* const (&a)[kRows], const T* const (&b)[kSums<T>], int64_t k,
+                             const Load& load_lanes, DotSums<T, kRows>& sums) {
   Vec<T> values[kRows];
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {

@@ -1,5 +1,5 @@
-// The vector kernels of the LSTM ops, which lstm_layer.cpp and lstm_step.cpp call. B rows, H units, I inputs; gates packed
-// (i, f, g, o). Matrices lie row by row without gaps.
+// The vector kernels of the LSTM ops, which lstm_layer.cpp and lstm_step.cpp call. B rows, H units, I inputs; gates
+// packed (i, f, g, o). Matrices lie row by row without gaps.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
 // One LSTM layer over a whole sequence. T steps, B batch, H hidden units; gates packed (i, f, g, o).
 //
-// Threads share out the units of a step: the recurrent product of a panel of units and their cells are one task, and the
-// weights, packed once, stay in the cache of the core that uses them. The weight gradient is one product over all steps.
+// Threads share out the units of a step: the recurrent product of a panel of units and their cells are one task, and
+// the weights, packed once, stay in the cache of the core that uses them. The weight gradient is one product over all
+// steps.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -45,9 +46,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& gates_x, const Tensor& 
   LSTMForward<T> step{hidden, c_prev, c.mutable_data_ptr<T>(), y.mutable_data_ptr<T>(), gates.mutable_data_ptr<T>()};
   const int64_t panels = packed.size(0), flops = 2 * batch * kGates * hidden * hidden;
   for (int64_t t = 0; t < steps; ++t) {
-    parallel_panels(panels, batch, product_functions<T>().tile_rows, flops, [&](int64_t panel, int64_t row, int64_t rows) {
-      lstm_functions<T>().forward(step, pre, h_prev, weights, panel, row, rows);
-    });
+    parallel_panels(panels, batch, product_functions<T>().tile_rows, flops,
+                    [&](int64_t panel, int64_t row, int64_t rows) {
+                      lstm_functions<T>().forward(step, pre, h_prev, weights, panel, row, rows);
+                    });
     h_prev = step.h;
     pre += kGates * state;
     step = {hidden, step.c, step.c + state, step.h + state, step.gates + kGates * state};

@@ -40,29 +40,36 @@ struct Addend {
   int64_t row, gate;  // how far apart they lie
 };
 
+// In two passes, with the activated gates in place of the products in between: short dependent chains one after another
+// keep the CPU busier than the long one of a whole cell.
 template <typename T, bool kWhole>
-SVG_INLINE void forward_units(const LSTMForward<T>& step, const T* products, Addend<T> addend, int64_t row,
-                              int64_t rows, int64_t unit) {
+SVG_INLINE void forward_units(const LSTMForward<T>& step, T* products, Addend<T> addend, int64_t row, int64_t rows,
+                              int64_t unit) {
+  constexpr int64_t kWidth = kGates * kLanes<T>;
   const Units<T, true> panel{kLanes<T>};
   const Units<T, kWhole> units{step.hidden - unit};
-  for (int64_t b = row; b < row + rows; ++b) {
-    const int64_t at = b * step.hidden + unit;
-    const auto pre = panel.read_gates(products + (b - row) * kGates * kLanes<T>, kLanes<T>);
-    const auto added = units.read_gates(addend.data + (b - row) * addend.row, addend.gate);
-    const auto state = lstm_cell<VectorMath<T>>(pre + added, units.read(step.c_prev + at));
-    units.write(step.c + at, state.c);
-    units.write(step.h + at, state.h);
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto pre = panel.read_gates(products + r * kWidth, kLanes<T>) +
+                     units.read_gates(addend.data + r * addend.row, addend.gate);
+    const auto gates = lstm_activate<VectorMath<T>>(pre);
+    panel.write_gates(products + r * kWidth, kLanes<T>, gates);
     if (step.gates != nullptr) {
-      units.write_gates(step.gates + kGates * b * step.hidden + unit, step.hidden, state.gates);
+      units.write_gates(step.gates + kGates * (row + r) * step.hidden + unit, step.hidden, gates);
     }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = (row + r) * step.hidden + unit;
+    const auto gates = panel.read_gates(products + r * kWidth, kLanes<T>);
+    const Vec<T> c = lstm_cell_state(gates, units.read(step.c_prev + at));
+    units.write(step.c + at, c);
+    units.write(step.h + at, lstm_hidden_state<VectorMath<T>>(gates, c));
   }
 }
 
 // Rows [row, row + rows) of the vector of units that begins at `unit`: products [rows][gate][lane] and what is added to
 // them are the pre-activations.
 template <typename T>
-void forward_cells(const LSTMForward<T>& step, const T* products, Addend<T> addend, int64_t row, int64_t rows,
-                   int64_t unit) {
+void forward_cells(const LSTMForward<T>& step, T* products, Addend<T> addend, int64_t row, int64_t rows, int64_t unit) {
   if (step.hidden - unit >= kLanes<T>) {
     forward_units<T, true>(step, products, addend, row, rows, unit);
   } else {

@@ -81,9 +81,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm_step_fwd(const Tensor& x, const Tensor& 
   check_biases("b_hh", b_hh, h);
   const ScalarType dtype = compute_dtype(x);
   const auto run = dtype == ScalarType::Double ? forward<double> : forward<float>;
-  const auto [h_next, c_next, gates] =
-      run(dense(x, dtype), dense(h, dtype), dense(c, dtype), dense(w_ih, dtype), dense(w_hh, dtype),
-          dense(b_ih, dtype), dense(b_hh, dtype));
+  const auto [h_next, c_next, gates] = run(dense(x, dtype), dense(h, dtype), dense(c, dtype), dense(w_ih, dtype),
+                                           dense(w_hh, dtype), dense(b_ih, dtype), dense(b_hh, dtype));
   return {converted(h_next, h.scalar_type()), converted(c_next, c.scalar_type()), gates};
 }
 
@@ -159,8 +158,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors> lstm_step_bwd(
   const StepGradients d =
       run(dense(dh, dtype), dense(dc, dtype), dense(gates, dtype), dense(h_next, dtype), dense(c_next, dtype),
           dense(x, dtype), dense(h, dtype), dense(c, dtype), dense(w_ih, dtype), dense(w_hh, dtype));
-  return {converted(d.dx, x.scalar_type()), converted(d.dh_prev, h.scalar_type()), converted(d.dc_prev, c.scalar_type()),
-          converted_like(d.dw_ih, w_ih), converted_like(d.dw_hh, w_hh), converted_like(d.db, w_ih)};
+  return {converted(d.dx, x.scalar_type()),      converted(d.dh_prev, h.scalar_type()),
+          converted(d.dc_prev, c.scalar_type()), converted_like(d.dw_ih, w_ih),
+          converted_like(d.dw_hh, w_hh),         converted_like(d.db, w_ih)};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(svg_fast, CPU, m) {

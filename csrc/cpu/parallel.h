@@ -1,5 +1,5 @@
-// How host functions cut work up for threads. Every element of a result is computed whole by one task, so results do not
-// depend on the number of threads.
+// How host functions cut work up for threads. Every element of a result is computed whole by one task, so results do
+// not depend on the number of threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -63,8 +63,8 @@ constexpr int64_t kBlockBytes = 32 << 10, kBlockRows = 24;
 
 // Products of `rows` rows with the weights of a panel's units, [rows][gate][lane]. Tiles are about equally high.
 template <typename T>
-void multiply_unpacked(const LSTMWeights<T>& weights, const T* x, const T* h, int64_t hidden, int64_t rows, int64_t unit,
-                       T* products) {
+void multiply_unpacked(const LSTMWeights<T>& weights, const T* x, const T* h, int64_t hidden, int64_t rows,
+                       int64_t unit, T* products) {
   constexpr int64_t kWidth = kGates * kLanes<T>;
   const int64_t inputs = weights.inputs, tiles = (rows + kDotRows - 1) / kDotRows;
   for (int64_t column = 0; column < kWidth; column += kSums<T>) {
