@@ -31,6 +31,11 @@ constexpr int64_t kLargestForFour = int64_t{1} << 16;
 // Pixels whose sum is worth handing to a thread, and how many such groups there are at most.
 constexpr int64_t kRowsPerGroup = 1024, kMostGroups = 32;
 
+// Tiles are multiplied by so many at once, on every instruction set.
+constexpr int64_t kTileStep = 6;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 void check_weight(const Tensor& weight) {
   check_rank("weight", weight, 4);
   const int64_t kernel = weight.size(2);
@@ -154,13 +159,19 @@ Tensor convolve(const Tensor& input, const ConvMaps& maps, const Tensor& weight,
   const int64_t out = up ? maps.d1 : maps.d0, threads = torch::stable::get_num_threads();
   WinogradForward conv{maps, input.const_data_ptr<float>(), weights.const_data_ptr<float>(),
                        pointer(extras.bias), pointer(extras.addend), addend_images,
-                       output.mutable_data_ptr<float>(), out};
-  const int64_t tile_blocks = kernel.tile_blocks(maps);
-  const auto tasks = [&] { return tile_blocks * ((out + conv.block_columns - 1) / conv.block_columns); };
+                       output.mutable_data_ptr<float>(), kernel.most_tiles, out};
+  const int64_t tiles = kernel.tiles(maps);
+  const auto tasks = [&] { return divide_up(tiles, conv.block_tiles) * divide_up(out, conv.block_columns); };
   while (conv.block_columns % (2 * kLeastColumns) == 0 &&
-         (kernel.scratch_size(conv) > kScratchFloats || tasks() < 2 * threads)) {
+         (kernel.scratch_size(conv) > kScratchFloats || tasks() < threads)) {
     conv.block_columns /= 2;
   }
+  // as many tasks for one thread as for the next
+  int64_t blocks = divide_up(tiles, conv.block_tiles);
+  while (blocks * divide_up(out, conv.block_columns) % threads != 0) {
+    ++blocks;
+  }
+  conv.block_tiles = std::min(conv.block_tiles, divide_up(divide_up(tiles, blocks), kTileStep) * kTileStep);
   over_tasks(tasks(), [&](int64_t first, int64_t last) {
     kernel.run(conv, scratch(kernel.scratch_size(conv)), first, last);
   });
@@ -177,7 +188,7 @@ Tensor weight_gradient(const Tensor& large, const Tensor& small, const ConvMaps&
   WinogradGradient conv{maps, large.const_data_ptr<float>(), small.const_data_ptr<float>(),
                         dpacked.mutable_data_ptr<float>(), maps.d0};
   const int64_t threads = torch::stable::get_num_threads();
-  const auto blocks = [&] { return (maps.d0 + conv.block_d0 - 1) / conv.block_d0; };
+  const auto blocks = [&] { return divide_up(maps.d0, conv.block_d0); };
   while (kernel.gradient_tasks * blocks() < threads && conv.block_d0 % (2 * kLeastColumns) == 0) {
     conv.block_d0 /= 2;
   }

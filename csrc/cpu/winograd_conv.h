@@ -28,7 +28,7 @@ struct WinogradForward {
   const float* addend;   // like the output, but of `addend_images` images that repeat; or null
   int64_t addend_images;
   float* output;
-  int64_t block_columns;  // output channels of one task
+  int64_t block_tiles, block_columns;  // tiles and output channels of one task
 };
 
 struct WinogradGradient {
@@ -47,7 +47,8 @@ struct WinogradKernels {
     int64_t (*packed_size)(const ConvMaps& maps);
     // Tasks: blocks of tiles x blocks of output channels.
     void (*run)(const WinogradForward& conv, float* scratch, int64_t first, int64_t last);
-    int64_t (*tile_blocks)(const ConvMaps& maps);
+    int64_t (*tiles)(const ConvMaps& maps);
+    int64_t most_tiles;  // of one task
     int64_t (*scratch_size)(const WinogradForward& conv);
   };
   struct Variant {

@@ -5,7 +5,9 @@
 namespace svg_fast::SVG_ISA {
 namespace {
 
-constexpr int64_t kBlockTiles = kRegisters == 32 ? 48 : 24;
+// Tiles of a block: every block reads all weights, so the more the better while it fits.
+template <typename G>
+constexpr int64_t kBlockTiles = (kRegisters == 32 ? 2 : 1) * (G::P == 3 ? 60 : 24);
 constexpr int64_t kBlockDepth = kRegisters == 32 ? 128 : 64;  // input channels transformed at once
 
 template <typename G>
@@ -73,9 +75,9 @@ struct Block {
   int64_t first_tile, count, first_column, columns;
   float *transformed, *products;  // [P^2][tile][channel]
 
-  static constexpr int64_t kInStride = kBlockDepth + kPad, kInPlane = kBlockTiles * kInStride;
+  static constexpr int64_t kInStride = kBlockDepth + kPad, kInPlane = kBlockTiles<G> * kInStride;
   int64_t out_stride() const { return conv.block_columns + kPad; }
-  int64_t out_plane() const { return kBlockTiles * out_stride(); }
+  int64_t out_plane() const { return kBlockTiles<G> * out_stride(); }
 
   // `depth` channels of one phase of the input's windows, from channel `from` on.
   void transform_input(int in_phase, int out_phase, int64_t from, int64_t depth) const {
@@ -172,33 +174,32 @@ struct Block {
 };
 
 template <typename G>
-int64_t tile_blocks(const ConvMaps& maps) {
-  return (maps.images * Tiles(maps, G::M).per_image() + kBlockTiles - 1) / kBlockTiles;
+int64_t tiles(const ConvMaps& maps) {
+  return maps.images * Tiles(maps, G::M).per_image();
 }
 
 template <typename G>
 int64_t scratch_size(const WinogradForward& conv) {
-  return G::P * G::P * kBlockTiles * (kBlockDepth + kPad + conv.block_columns + kPad);
+  return G::P * G::P * kBlockTiles<G> * (kBlockDepth + kPad + conv.block_columns + kPad);
 }
 
 template <typename G>
 void run(const WinogradForward& conv, float* scratch, int64_t first, int64_t last) {
   const int64_t out = G::out_channels(conv.maps), column_blocks = (out + conv.block_columns - 1) / conv.block_columns;
-  const Tiles tiles(conv.maps, G::M);
-  const int64_t all_tiles = conv.maps.images * tiles.per_image();
+  const int64_t all_tiles = tiles<G>(conv.maps);
   for (int64_t task = first; task < last; ++task) {
-    const int64_t tile = task / column_blocks * kBlockTiles, column = task % column_blocks * conv.block_columns;
-    const int64_t count = all_tiles - tile < kBlockTiles ? all_tiles - tile : kBlockTiles;
+    const int64_t tile = task / column_blocks * conv.block_tiles, column = task % column_blocks * conv.block_columns;
+    const int64_t count = all_tiles - tile < conv.block_tiles ? all_tiles - tile : conv.block_tiles;
     const int64_t columns = out - column < conv.block_columns ? out - column : conv.block_columns;
-    float* products = scratch + G::P * G::P * kBlockTiles * (kBlockDepth + kPad);
-    Block<G>{conv, tiles, tile, count, column, columns, scratch, products}.run();
+    float* products = scratch + G::P * G::P * kBlockTiles<G> * (kBlockDepth + kPad);
+    Block<G>{conv, Tiles(conv.maps, G::M), tile, count, column, columns, scratch, products}.run();
   }
 }
 
 template <int kKernel, int M, bool kUp>
 constexpr WinogradKernels::Direction direction() {
   using G = Geometry<kKernel, M, kUp>;
-  return {pack<G>, packed_size<G>, run<G>, tile_blocks<G>, scratch_size<G>};
+  return {pack<G>, packed_size<G>, run<G>, tiles<G>, kBlockTiles<G>, scratch_size<G>};
 }
 
 template <int kKernel, int M>
