@@ -64,8 +64,8 @@ inline std::string take_string(StringHandle handle) {
   return text;
 }
 
-// A new contiguous tensor on the CPU, by PyTorch's C interface: torch::stable::empty looks the op up by its name and takes
-// twice as long.
+// A new contiguous tensor on the CPU, by PyTorch's C interface: torch::stable::empty looks the op up by its name and
+// takes twice as long.
 inline Tensor empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t k = sizes.size(); k > 1; --k) {

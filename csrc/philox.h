@@ -19,9 +19,9 @@ SVG_INLINE void philox_rounds(W (&word)[4], uint64_t key) {
   for (int round = 0; round < kRounds; ++round) {
     const W product0 = Math::multiply_low_halves(word[0], kMultiplier0);
     const W product1 = Math::multiply_low_halves(word[2], kMultiplier1);
-    word[0] = (product1 >> 32) ^ word[1] ^ uint64_t{key0};
+    word[0] = (product1 >> 32) ^ word[1] ^ uint64_t { key0 };
     word[1] = product1;
-    word[2] = (product0 >> 32) ^ word[3] ^ uint64_t{key1};
+    word[2] = (product0 >> 32) ^ word[3] ^ uint64_t { key1 };
     word[3] = product0;
     key0 += kKeyStep0;
     key1 += kKeyStep1;

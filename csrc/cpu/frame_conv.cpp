@@ -144,8 +144,17 @@ Tensor convolve(const Tensor& input, const ConvMaps& maps, const Tensor& weight,
   }
   if (is_thin(weight)) {
     const Tensor dense = torch::stable::contiguous(weight);
-    ThinConv conv{maps, weight.size(2), dense.const_data_ptr<float>(), pointer(extras.bias), pointer(extras.addend),
-                  addend_images, nullptr, nullptr, nullptr, nullptr, nullptr};
+    ThinConv conv{maps,
+                  weight.size(2),
+                  dense.const_data_ptr<float>(),
+                  pointer(extras.bias),
+                  pointer(extras.addend),
+                  addend_images,
+                  nullptr,
+                  nullptr,
+                  nullptr,
+                  nullptr,
+                  nullptr};
     (up ? conv.small_in : conv.large_in) = input.const_data_ptr<float>();
     (up ? conv.large_out : conv.small_out) = output.mutable_data_ptr<float>();
     const ThinConvKernels& kernels = thin_conv_kernels();
@@ -157,9 +166,15 @@ Tensor convolve(const Tensor& input, const ConvMaps& maps, const Tensor& weight,
   const WinogradKernels::Direction& kernel = direction(weight, up);
   const Tensor weights = packed_weight(weight, packed, which, up);
   const int64_t out = up ? maps.d1 : maps.d0, threads = torch::stable::get_num_threads();
-  WinogradForward conv{maps, input.const_data_ptr<float>(), weights.const_data_ptr<float>(),
-                       pointer(extras.bias), pointer(extras.addend), addend_images,
-                       output.mutable_data_ptr<float>(), kernel.most_tiles, out};
+  WinogradForward conv{maps,
+                       input.const_data_ptr<float>(),
+                       weights.const_data_ptr<float>(),
+                       pointer(extras.bias),
+                       pointer(extras.addend),
+                       addend_images,
+                       output.mutable_data_ptr<float>(),
+                       kernel.most_tiles,
+                       out};
   const int64_t tiles = kernel.tiles(maps);
   const auto tasks = [&] { return divide_up(tiles, conv.block_tiles) * divide_up(out, conv.block_columns); };
   while (conv.block_columns % (2 * kLeastColumns) == 0 &&
@@ -172,9 +187,8 @@ Tensor convolve(const Tensor& input, const ConvMaps& maps, const Tensor& weight,
     ++blocks;
   }
   conv.block_tiles = std::min(conv.block_tiles, divide_up(divide_up(tiles, blocks), kTileStep) * kTileStep);
-  over_tasks(tasks(), [&](int64_t first, int64_t last) {
-    kernel.run(conv, scratch(kernel.scratch_size(conv)), first, last);
-  });
+  over_tasks(tasks(),
+             [&](int64_t first, int64_t last) { kernel.run(conv, scratch(kernel.scratch_size(conv)), first, last); });
   return output;
 }
 
@@ -207,8 +221,17 @@ Tensor thin_weight_gradient(const Tensor& large, const Tensor& small, const Conv
   const Tensor dweight = torch::stable::new_empty(weight, {maps.d0, maps.d1, kernel, kernel});
   const int64_t groups = std::min(kThinGroups, maps.images);
   const Tensor partial = torch::stable::new_empty(weight, {std::max<int64_t>(groups, 1), taps, maps.d0});
-  ThinConv conv{maps, kernel, nullptr, nullptr, nullptr, 1, large.const_data_ptr<float>(),
-                small.const_data_ptr<float>(), nullptr, nullptr, partial.mutable_data_ptr<float>()};
+  ThinConv conv{maps,
+                kernel,
+                nullptr,
+                nullptr,
+                nullptr,
+                1,
+                large.const_data_ptr<float>(),
+                small.const_data_ptr<float>(),
+                nullptr,
+                nullptr,
+                partial.mutable_data_ptr<float>()};
   const ThinConvKernels& kernels = thin_conv_kernels();
   over_tasks(groups, [&](int64_t first, int64_t last) {
     kernels.gradient(conv, scratch(kernels.scratch_size(conv)), first, last);
@@ -274,8 +297,8 @@ Tensor frame_conv_fwd(const Tensor& x, const Tensor& weight, const OptionalTenso
 }
 
 std::tuple<Tensor, Tensor, Tensor> frame_conv_bwd(const Tensor& dy, const Tensor& x, const Tensor& weight,
-                                          const std::vector<Tensor>& packed, bool transposed, bool need_dx,
-                                          bool need_dweight, bool need_dbias) {
+                                                  const std::vector<Tensor>& packed, bool transposed, bool need_dx,
+                                                  bool need_dweight, bool need_dbias) {
   check_weight(weight);
   const ConvMaps maps = maps_of("x", x, weight, transposed);
   const ConvMaps dy_maps = maps_of("dy", dy, weight, !transposed);

@@ -128,9 +128,8 @@ Outputs forward_as(const Arguments& given, bool sample, bool kl) {
   const OptionalTensor z = sample ? OptionalTensor(empty_cpu(mu.sizes(), kType<T>)) : std::nullopt;
   T* z_data = sample ? z->mutable_data_ptr<T>() : nullptr;
   std::vector<double> sums(steps.count * steps.blocks());
-  steps.each_block([&](int64_t, int64_t k, GaussianBlock block) {
-    sums[k] = passes<T>().forward(inputs.raw, block, z_data, kl);
-  });
+  steps.each_block(
+      [&](int64_t, int64_t k, GaussianBlock block) { sums[k] = passes<T>().forward(inputs.raw, block, z_data, kl); });
   Outputs outputs;
   if (sample) {
     outputs.z = converted(*z, mu.scalar_type());
@@ -160,9 +159,7 @@ Gradients backward_as(const Arguments& given, const OptionalTensor& dz, const Op
   check_shape("dkl", scales, {kl ? steps.count : 0});
   const T* scale = scales.template const_data_ptr<T>();
 
-  const auto make = [&](bool wanted) {
-    return wanted ? empty_cpu(like.sizes(), kType<T>) : empty_cpu({0}, kType<T>);
-  };
+  const auto make = [&](bool wanted) { return wanted ? empty_cpu(like.sizes(), kType<T>) : empty_cpu({0}, kType<T>); };
   const Tensor dmu = make(kl), dlogvar = make(true), dmu_p = make(prior), dlogvar_p = make(prior);
   const GaussianOutputs<T> outputs{dmu.mutable_data_ptr<T>(), dlogvar.mutable_data_ptr<T>(),
                                    dmu_p.mutable_data_ptr<T>(), dlogvar_p.mutable_data_ptr<T>()};
@@ -215,8 +212,8 @@ std::tuple<Tensor, Tensor> gaussian_rsample_kl_fwd(const Tensor& mu, const Tenso
 }
 
 Gradients gaussian_rsample_kl_bwd(const Tensor& dz, const Tensor& dkl, const Tensor& mu, const Tensor& logvar,
-                                  const OptionalTensor& mu_p, const OptionalTensor& logvar_p,
-                                  const OptionalTensor& eps, const OptionalTensor& seed) {
+                                  const OptionalTensor& mu_p, const OptionalTensor& logvar_p, const OptionalTensor& eps,
+                                  const OptionalTensor& seed) {
   return backward({mu, logvar, mu_p, logvar_p, eps, seed}, dz, dkl, mu, mu);
 }
 

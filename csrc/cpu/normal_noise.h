@@ -24,7 +24,9 @@ inline void draw_words(uint64_t seed, uint64_t offset, uint64_t counter, int64_t
   for (int64_t k = 0; k < kLanes<uint64_t>; ++k) {
     lane[k] = k;
   }
-  const auto side_by_side = [](Vec<uint64_t> a, Vec<uint64_t> b) { return (Vec<uint32_t>)((a & 0xFFFFFFFF) | b << 32); };
+  const auto side_by_side = [](Vec<uint64_t> a, Vec<uint64_t> b) {
+    return (Vec<uint32_t>)((a & 0xFFFFFFFF) | b << 32);
+  };
   for (int64_t k = 0; 2 * k < size; k += kNoiseStep / 2, counter += kLanes<uint64_t>) {
     const Vec<uint64_t> element = lane + counter;
     Vec<uint64_t> word[4] = {element, element >> 32, broadcast(offset), broadcast(offset >> 32)};

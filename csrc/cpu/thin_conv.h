@@ -7,8 +7,8 @@
 
 namespace svg_fast {
 
-constexpr int64_t kThinChannels = 4;      // of the large map, at most
-constexpr int64_t kThinGroups = 32;       // parts of the batch whose weight gradients are summed apart
+constexpr int64_t kThinChannels = 4;  // of the large map, at most
+constexpr int64_t kThinGroups = 32;   // parts of the batch whose weight gradients are summed apart
 
 struct ThinConv {
   ConvMaps maps;

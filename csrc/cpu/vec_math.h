@@ -74,8 +74,8 @@ SVG_INLINE Vec<T> expm1_small(Vec<T> r) {
   return sum * (r * r) + r;
 }
 
-// 2 e^r 2^(n - 1), since the largest results have a 2^n beyond an exponent's range. At the ends 2^(n - 1) is infinity, or
-// zero: for results below 1.5 times the smallest normal number.
+// 2 e^r 2^(n - 1), since the largest results have a 2^n beyond an exponent's range. At the ends 2^(n - 1) is infinity,
+// or zero: for results below 1.5 times the smallest normal number.
 template <typename T>
 SVG_INLINE Vec<T> exponential(Vec<T> x) {
   using F = Float<T>;

@@ -3,8 +3,8 @@
 //
 // A weight (D0, D1, k, k) ties two maps: a small one (N, h, w, D0) and a large one (N, stride h, stride w, D1). `down`
 // goes from the large map to the small (a convolution, or the gradient of a transposed one), `up` from the small to the
-// large. Seen with stride 2, `down` is a sum over the large map's 2 x 2 phases, and `up` has one result for each phase, of
-// convolutions with 2 x 2 taps: those take Winograd.
+// large. Seen with stride 2, `down` is a sum over the large map's 2 x 2 phases, and `up` has one result for each phase,
+// of convolutions with 2 x 2 taps: those take Winograd.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ struct WinogradForward {
   ConvMaps maps;
   const float* input;
   const float* packed;
-  const float* bias;     // or null
-  const float* addend;   // like the output, but of `addend_images` images that repeat; or null
+  const float* bias;    // or null
+  const float* addend;  // like the output, but of `addend_images` images that repeat; or null
   int64_t addend_images;
   float* output;
   int64_t block_tiles, block_columns;  // tiles and output channels of one task
@@ -35,7 +35,7 @@ struct WinogradGradient {
   ConvMaps maps;
   const float* large;
   const float* small;
-  float* dpacked;  // [P^2][phases][D0][D1]
+  float* dpacked;    // [P^2][phases][D0][D1]
   int64_t block_d0;  // channels of the small map of one task
 };
 

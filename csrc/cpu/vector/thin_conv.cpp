@@ -1,5 +1,5 @@
-// Convolutions between a frame of few channels and a map of many. Taps of a pixel lie side by side in memory, kernel row
-// by kernel row, so gathering them is a few short copies; the rest is a matrix product.
+// Convolutions between a frame of few channels and a map of many. Taps of a pixel lie side by side in memory, kernel
+// row by kernel row, so gathering them is a few short copies; the rest is a matrix product.
 #include "../thin_conv.h"
 
 #include "winograd_geometry.h"
@@ -62,8 +62,8 @@ void gather(const ThinConv& conv, const float* bordered, int64_t first, int64_t 
   const int64_t row_length = (stride(conv) * conv.maps.width + 2) * d1;
   for (int64_t pixel = first; pixel < last; ++pixel) {
     float* to = rows + (pixel - first) * padded_taps(conv);
-    const float* from = bordered + pixel / conv.maps.width * stride(conv) * row_length +
-                        pixel % conv.maps.width * stride(conv) * d1;
+    const float* from =
+        bordered + pixel / conv.maps.width * stride(conv) * row_length + pixel % conv.maps.width * stride(conv) * d1;
     for (int64_t a = 0; a < conv.kernel; ++a) {
       for (int64_t k = 0; k < length; k += kVector) {
         store<float>(to + a * length + k, load(from + a * row_length + k));

@@ -1,5 +1,5 @@
-// Forward in both directions: transform tiles of the input, multiply them with packed weights, transform back. A block of
-// tiles and what it becomes stay in the second-level cache; weights stream through once for each block.
+// Forward in both directions: transform tiles of the input, multiply them with packed weights, transform back. A block
+// of tiles and what it becomes stay in the second-level cache; weights stream through once for each block.
 #include "winograd_gradient.h"
 
 namespace svg_fast::SVG_ISA {
@@ -15,8 +15,8 @@ int64_t packed_size(const ConvMaps& maps) {
   return G::kOutPhases * G::kOutPhases * G::P * G::P * G::kInPhases * G::kInPhases * maps.d0 * maps.d1;
 }
 
-// The taps of one phase of the filters from input channel `in` to kVector output channels, transformed into U. `taps` is
-// [kernel][kernel][lane].
+// The taps of one phase of the filters from input channel `in` to kVector output channels, transformed into U. `taps`
+// is [kernel][kernel][lane].
 template <typename G>
 SVG_INLINE void transform_taps(const float* taps, int phase_y, int phase_x, Vec<float> (&u)[G::P][G::P]) {
   Vec<float> g[G::kTaps][G::kTaps];
@@ -116,8 +116,8 @@ struct Block {
     const int64_t vectors = panel_columns(out), panel = vectors * kVector;
     const TileStrides strides{kInStride, 1, panel, out_stride()};
     for (int p = 0; p < G::P * G::P; ++p) {
-      const float* weights = conv.packed + ((out_phase * G::P * G::P + p) * out + first_column) * all +
-                             (in_phase * in + from) * panel;
+      const float* weights =
+          conv.packed + ((out_phase * G::P * G::P + p) * out + first_column) * all + (in_phase * in + from) * panel;
       multiply_panels(count, columns, depth, transformed + p * kInPlane, weights, products + p * out_plane(), vectors,
                       all * panel, strides, in_phase + from > 0);
     }
@@ -205,8 +205,8 @@ constexpr WinogradKernels::Direction direction() {
 template <int kKernel, int M>
 constexpr WinogradKernels::Variant variant() {
   using G = Geometry<kKernel, M, false>;
-  return {direction<kKernel, M, false>(), direction<kKernel, M, true>(), gradient<G>,
-          G::P * G::kStride, G::P * G::P * G::kStride * G::kStride, gradient_scratch_size<G>, unpack<G>};
+  return {direction<kKernel, M, false>(),        direction<kKernel, M, true>(), gradient<G>, G::P * G::kStride,
+          G::P * G::P * G::kStride * G::kStride, gradient_scratch_size<G>,      unpack<G>};
 }
 
 }  // namespace

@@ -8,7 +8,8 @@
 namespace svg_fast::SVG_ISA {
 
 constexpr int64_t kVector = kLanes<float>;
-constexpr int64_t kPad = 16;  // floats between rows of scratch, so that rows a power of two long do not share cache sets
+constexpr int64_t kPad =
+    16;  // floats between rows of scratch, so that rows a power of two long do not share cache sets
 
 template <int kKernelSize, int kOutputs, bool kIsUp>
 struct Geometry {
@@ -68,7 +69,8 @@ struct Window {
     }
 #pragma GCC unroll 8
     for (int b = 0; b < kColumns; ++b) {
-      const uintptr_t inside = -static_cast<uintptr_t>(static_cast<uint64_t>(x + b * dx) < static_cast<uint64_t>(width));
+      const uintptr_t inside =
+          -static_cast<uintptr_t>(static_cast<uint64_t>(x + b * dx) < static_cast<uint64_t>(width));
 #pragma GCC unroll 8
       for (int a = 0; a < kRows; ++a) {
         const uintptr_t offset = (row[a] + b * dx * pixel_bytes) & row_inside[a] & inside;

@@ -85,7 +85,8 @@ struct GradientRow {
       for (int phase_x = 0; phase_x < G::kStride; ++phase_x) {
         const int64_t plane = ((kRow * G::P + i) * G::kStride + phase_y) * G::kStride + phase_x;
         multiply_panels(d0, d1, count, small + i * kGradientTiles * small_stride(),
-                        large + i * kGradientTiles * large_stride() + phase_x * d1, conv.dpacked + (plane * conv.maps.d0 + first_d0) * d1, vectors, panel, strides, !first);
+                        large + i * kGradientTiles * large_stride() + phase_x * d1,
+                        conv.dpacked + (plane * conv.maps.d0 + first_d0) * d1, vectors, panel, strides, !first);
       }
     }
   }
