@@ -102,6 +102,23 @@ def _gaussian(
     return make
 
 
+def _frame_conv(
+    N: int, weight: tuple[int, int, int], x: tuple[int, int, int], transposed: bool
+) -> Callable[[Draw], dict[str, Any]]:
+    """weight (D0, D1, k), x (C, H, W); an addend that two images share."""
+    d0, d1, kernel = weight
+    channels, height, width = x
+    scale = 2 if kernel == 4 else 1
+    size = (height * scale, width * scale) if transposed else (height // scale, width // scale)
+    return lambda draw: {
+        "x": draw(N, channels, height, width),
+        "weight": draw(d0, d1, kernel, kernel, std=(channels * kernel**2) ** -0.5),
+        "bias": draw(d1 if transposed else d0),
+        "addend": draw(N // 2, d1 if transposed else d0, *size),
+        "transposed": transposed,
+    }
+
+
 def _batch_norm_act(G: int, N: int, C: int, size: tuple[int, int], **options: Any) -> Callable[[Draw], dict[str, Any]]:
     """Channels off centre and not of unit variance, as a convolution's are."""
     return lambda draw: {
@@ -202,6 +219,20 @@ CASES = [
     *(Case("batch_norm_act", name, _batch_norm_act(3, 4, 8, (6, 6)), layout) for name, layout in _LAYOUTS.items()),
     # ATen's backward of maps of one pixel would read the weight as if it were contiguous.
     Case("batch_norm_act", "head, spaced", _batch_norm_act(3, 4, 16, (1, 1)), spaced),
+    *(
+        Case(
+            "frame_conv",
+            f"{situation}, {'transposed' if x[0] == weight[0] else 'plain'}",
+            _frame_conv(2, weight, x, x[0] == weight[0]),
+        )
+        for situation, weight, xs in (
+            ("4 x 4", (32, 16, 4), ((16, 4, 4), (32, 4, 4))),
+            ("4 x 4, a frame", (16, 1, 4), ((1, 4, 4), (16, 4, 4))),
+            ("3 x 3", (16, 32, 3), ((32, 4, 4), (16, 4, 4))),
+            ("3 x 3, a frame", (16, 3, 3), ((3, 4, 4), (16, 4, 4))),
+        )
+        for x in xs
+    ),
     Case("update_running_statistics", "ordinary", _running(5, 8, (1, 2, 2, 2, 1))),
     Case("update_running_statistics", "one step", _running(1, 8, (1,))),
     Case("update_running_statistics", "no steps", _running(0, 8, ())),

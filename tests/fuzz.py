@@ -26,7 +26,7 @@ from torch import Tensor
 from svg_fast import backend
 from svg_fast.testing import select
 
-SMALL = 2000  # elements
+SMALL = 12_000  # elements
 # Relative to the largest element: it finds numbers from the wrong place in memory; test_ops.py judges the precision.
 BOUND = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2.0**-6, torch.bfloat16: 2.0**-6}
 CLEAR = re.compile(

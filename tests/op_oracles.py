@@ -116,6 +116,12 @@ def batch_norm_act(
     return torch.cat(y), torch.stack(mean), torch.stack(var)
 
 
+def frame_conv(x: Tensor, weight: Tensor, bias: Tensor, addend: Tensor, transposed: bool) -> tuple[Tensor, ...]:
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+    y = convolve(x, weight, bias, stride=2 if weight.shape[2] == 4 else 1, padding=1)
+    return (y + addend.repeat(len(x) // len(addend), 1, 1, 1),)
+
+
 def update_running_statistics(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, repeats: Tensor, momentum: float = 0.1
 ) -> tuple[Tensor, ...]:

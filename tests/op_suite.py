@@ -5,7 +5,10 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 FILES = [
     str(FOLDER / name)
-    for name in ("test_ops.py", "test_op_errors.py", "test_noise.py", "test_moving_mnist_op.py", "test_fuzz.py")
+    for name in (
+        *("test_ops.py", "test_op_errors.py", "test_noise.py", "test_moving_mnist_op.py", "test_fuzz.py"),
+        *("test_frame_conv.py", "test_gaussian.py", "test_lstm_kernels.py", "test_batch_norm_act.py"),
+    )
 ]
 # The same for every instruction set, and slow: finite differences, and PyTorch's own looks at a declaration.
 LEFT_OUT = "not gradcheck and not opcheck and not compile"

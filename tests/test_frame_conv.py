@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svg_fast import backend, ops
+from svg_fast.ops.frame_conv import prepare_conv
 
 # Relative to the norm of the float64 result. Winograd's transforms cost a factor of a few over the 3e-7 to 1.2e-6 of a
 # direct float32 sum; the largest seen is 1.6e-6.
@@ -121,7 +122,7 @@ def test_a_prepared_weight_gives_the_same_bits(shape: Shape, transposed: bool) -
     want = evaluate(ops.frame_conv, inputs, transposed)
 
     def prepared(x: Tensor, weight: Tensor, bias: Tensor, transposed: bool) -> Tensor:
-        return ops.frame_conv(x, ops.prepare_conv(weight, transposed=transposed), bias, transposed=transposed)
+        return ops.frame_conv(x, prepare_conv(weight, transposed=transposed), bias, transposed=transposed)
 
     assert all(map(torch.equal, evaluate(prepared, inputs, transposed), want))
 
@@ -226,6 +227,7 @@ X, WEIGHT = torch.zeros(4, 16, 8, 8), torch.zeros(32, 16, 4, 4)
         ((X, WEIGHT[..., :2]), r"weight must have shape \(C, C, 4, 4\) or \(C, C, 3, 3\), got \[32, 16, 4, 2\]"),
         ((X[:, :3], WEIGHT), r"x must have 16 channels for a weight of \[32, 16, 4, 4\], got \[4, 3, 8, 8\]"),
         ((X[..., :7], WEIGHT), "x must have a height and width that are multiples of 2"),
+        ((X, WEIGHT.double()), "weight must be torch.float32, got torch.float64"),
         ((X, WEIGHT, torch.zeros(5)), r"bias must have shape \[32\], got \[5\]"),
     ],
 )

@@ -16,9 +16,11 @@ from svg_fast.testing import CASES, Case, Layout, select, spaced, transposed
 # Largest error, relative to the largest element of the tensor. float32: roundings of 2^-24 add up like a random walk
 # over sums of up to a thousand terms. Seeded: float32 noise is that of float64 to 1e-5 (see test_noise.py).
 FLOAT64, FLOAT32, FLOAT32_SEEDED = 1e-10, 32 * 2.0**-24, 1e-5
+FLOAT32_WINOGRAD = 3e-6  # as in test_frame_conv.py
 BFLOAT16_ULP = 2.0**-7
 
-DIFFERENTIABLE = [case for case in CASES if case.op != "update_running_statistics"]
+# frame_conv leaves other precisions than float32, and autocast, to stock torch: see test_frame_conv.py
+DIFFERENTIABLE = [case for case in CASES if case.op not in ("frame_conv", "update_running_statistics")]
 SMALL = [case for case in DIFFERENTIABLE if case.situation.startswith(("odd sizes", "one number", "seed"))]
 ORDINARY = [case for case in CASES if case.situation in ("ordinary", "ordinary, channels_last")]
 
@@ -93,7 +95,7 @@ def test_values_and_gradients(case: Case, dtype: torch.dtype) -> None:
     want = evaluate(getattr(op_oracles, case.op), wide)
     got = evaluate(call(case.op), inputs)
     assert all(x.dtype == dtype for x in got)
-    narrow = FLOAT32_SEEDED if "seed" in inputs else FLOAT32
+    narrow = FLOAT32_SEEDED if "seed" in inputs else FLOAT32_WINOGRAD if case.op == "frame_conv" else FLOAT32
     assert_close(got, want, FLOAT64 if dtype == torch.float64 else narrow)
 
 

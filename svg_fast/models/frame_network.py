@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.batch_norm_act import Activation
+from ..ops.frame_conv import ConvWeight, prepare_conv
 
 # Mean and unbiased variance (G, C) of each BatchNorm of a network, in the order of `FrameNetwork.norms`.
 StepStatistics = list[tuple[Tensor, Tensor]]
@@ -23,7 +24,7 @@ Conv = nn.Conv2d | nn.ConvTranspose2d
 
 # The weight of each convolution, or its (upstream, skip) halves where it joins the two, as its op wants it. Made once a
 # training step, not once a chunk of time, so that split and preparation are paid for once.
-Weights = dict[Conv, tuple[ops.ConvWeight, ...]]
+Weights = dict[Conv, tuple[ConvWeight, ...]]
 
 NEGATIVE_SLOPE = 0.2
 VECTOR_MAP = 4  # the encoder's head closes a 4 x 4 map; the decoder's first layer opens one
@@ -38,11 +39,11 @@ def channels_last(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.channels_last)
 
 
-def _prepare(conv: Conv, weight: Tensor) -> ops.ConvWeight:
+def _prepare(conv: Conv, weight: Tensor) -> ConvWeight:
     """A convolution's weight, or half of it, for `frame_conv`; for the vector-to-map layers, channels last."""
     if conv.padding == (0, 0):
-        return ops.ConvWeight(channels_last(weight), [])
-    return ops.prepare_conv(weight, transposed=conv.transposed)
+        return ConvWeight(channels_last(weight), [])
+    return prepare_conv(weight, transposed=conv.transposed)
 
 
 class ConvNorm(nn.Module):

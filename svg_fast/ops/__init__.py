@@ -1,13 +1,12 @@
 """The ops of the library: public functions over `torch.ops.svg_fast`, each with a gradient and a shape function."""
 
 from .batch_norm_act import batch_norm_act, update_running_statistics
-from .frame_conv import ConvWeight, frame_conv, prepare_conv
+from .frame_conv import frame_conv
 from .gaussian import gaussian_kl, gaussian_rsample, gaussian_rsample_kl
 from .lstm import lstm_layer, lstm_step
 from .moving_mnist import moving_mnist_clips
 
 __all__ = [
-    "ConvWeight",
     "batch_norm_act",
     "frame_conv",
     "gaussian_kl",
@@ -16,6 +15,5 @@ __all__ = [
     "lstm_layer",
     "lstm_step",
     "moving_mnist_clips",
-    "prepare_conv",
     "update_running_statistics",
 ]

@@ -59,7 +59,8 @@ def check_like(name: str, tensor: Tensor, like: Tensor) -> None:
 
 def check_tensor(name: str, tensor: Tensor, like: Tensor, shape: tuple[int, ...], item: int | None = None) -> None:
     """`check_like` and `check_shape` at the cost of one; `item` is the tensor's place in a list."""
-    if tensor.shape != shape or tensor.device != like.device or not tensor.is_floating_point():
+    dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+    if not dense or tensor.shape != shape or tensor.device != like.device or not tensor.is_floating_point():
         name = name if item is None else f"{name}[{item}]"
         check_like(name, tensor, like)
         check_shape(name, tensor, shape)

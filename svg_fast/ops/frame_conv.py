@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..reference import frame_conv as reference
 from ..reference.frame_conv import stride_of
-from ._checks import check_floating, check_like, check_rank, check_shape
+from ._checks import check_dtype, check_floating, check_like, check_rank, check_shape
 from ._declare import declare, differentiate
 
 _CHANNELS, _FEW_CHANNELS = 16, 4
@@ -41,12 +41,14 @@ def frame_conv(
     those of a direct sum, and about 2.5 times fewer multiplications; it needs channels in multiples of 16, or up to 4
     on the side of a frame. Everything else is `torch.nn.functional.conv2d` or `conv_transpose2d`.
 
-    Raises ValueError on a shape or device that does not fit, TypeError on a dtype that is not floating point.
+    Raises ValueError on a shape or device that does not fit, TypeError on a dtype that is not floating point, or not
+    that of x.
     """
     prepared = weight if isinstance(weight, ConvWeight) else None
     weight = prepared.weight if prepared is not None else weight
     assert isinstance(weight, Tensor)
     _check(x, weight, bias, addend, transposed)
+    _check_dtypes(x, weight=weight, bias=bias, addend=addend)
     if not _fits(x, weight, bias, addend):
         return _stock(x, weight, bias, addend, transposed)
     packed = prepared.packed if prepared is not None else []
@@ -84,6 +86,14 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None
             raise ValueError(f"addend must hold a divisor of the {len(x)} images of x, got {len(addend)}")
         scale = (lambda n: n * stride) if transposed else (lambda n: n // stride)
         check_shape("addend", addend, (len(addend), c_out, *map(scale, size)))
+
+
+def _check_dtypes(x: Tensor, **others: Tensor | None) -> None:
+    """Autocast may mix them: it casts what it hands to a convolution."""
+    if not torch.is_autocast_enabled(x.device.type):
+        for name, tensor in others.items():
+            if tensor is not None:
+                check_dtype(name, tensor, x.dtype)
 
 
 def _weight_fits(weight: Tensor) -> bool:
