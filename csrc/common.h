@@ -1,9 +1,7 @@
 // What every kernel's host function uses: checks that say what was wanted and what came.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/c/shim.h>
-#include <torch/csrc/stable/stableivalue_conversions.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -12,7 +10,6 @@
 #include <initializer_list>
 #include <sstream>
 #include <string>
-#include <vector>
 
 namespace svg_fast {
 
@@ -62,20 +59,6 @@ inline std::string take_string(StringHandle handle) {
   const std::string text(characters, length);
   STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
   return text;
-}
-
-// A new contiguous tensor on the CPU, by PyTorch's C interface: torch::stable::empty looks the op up by its name and
-// takes twice as long.
-inline Tensor empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t k = sizes.size(); k > 1; --k) {
-    strides[k - 2] = strides[k - 1] * std::max<int64_t>(sizes[k - 1], 1);
-  }
-  const auto shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle tensor = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), shim_dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &tensor));
-  return Tensor(tensor);
 }
 
 }  // namespace svg_fast

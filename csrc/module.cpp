@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/capability.h"
+#include "signature.h"
 
 PYBIND11_MODULE(_C, m) {
   std::vector<std::string> capabilities;
@@ -19,4 +20,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_architectures") = std::vector<std::string>();
   m.attr("nvcc") = SVG_NVCC;
   m.attr("left_out") = SVG_LEFT_OUT;
+  m.attr("signatures") = svg_fast::signatures();
 }

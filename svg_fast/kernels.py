@@ -10,6 +10,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+import torch
+
 logger = logging.getLogger("svg_fast")
 
 _MODULE = "svg_fast._C"
@@ -19,7 +21,8 @@ _FACTS = ("compiler", "cpu_capabilities", "cpu_capability", "nvcc", "cuda_archit
 def load() -> None:
     """Attach the kernels; where that cannot be, say so once, and the references serve instead.
 
-    Raises ImportError where SVG_FAST_CPU_CAPABILITY names an instruction set that is not to be had.
+    Raises ImportError where SVG_FAST_CPU_CAPABILITY names an instruction set that is not to be had, and where the
+    kernels were built for ops of other arguments.
     """
     # In this folder and no other: an editable install of other sources would lend kernels of other ops.
     if PathFinder.find_spec(_MODULE, [str(Path(__file__).parent)]) is None:
@@ -29,11 +32,32 @@ def load() -> None:
         )
         return
     try:
-        importlib.import_module(_MODULE)
+        module = importlib.import_module(_MODULE)
     except ImportError as error:
         if os.environ.get("SVG_FAST_CPU_CAPABILITY"):
             raise  # a wish that cannot be met is not passed over
         logger.warning("the compiled kernels do not load, the slower references serve every op: %s", error)
+    else:
+        check_signatures(module.signatures)
+
+
+def check_signatures(signatures: list[tuple[str, str]]) -> None:
+    """Hold the types of compiled kernels against the declared ones: a call looks at none, and would crash.
+
+    Raises ImportError where they differ: the kernels are those of other sources.
+    """
+    for name, built in signatures:
+        op = getattr(torch.ops.svg_fast, name, None)
+        declared = "nothing"
+        if op is not None:
+            schema = op.default._schema
+            takes, gives = (", ".join(str(x.type) for x in part) for part in (schema.arguments, schema.returns))
+            declared = f"({takes}) -> ({gives})"
+        if built != declared:
+            raise ImportError(
+                "the compiled kernels belong to other sources, svg_fast must be installed again:"
+                f" {name} was built as {built} and is declared as {declared}"
+            )
 
 
 def build_info() -> dict[str, Any]:

@@ -50,6 +50,20 @@ def test_kl_of_large_steps_is_summed_accurately(prior: bool) -> None:
     assert_close(run("gaussian_kl", given), want, FLOAT32)
 
 
+@pytest.mark.parametrize("size", [2100, 2103])
+def test_results_too_large_for_caches_are_those_of_their_time_steps(size: int) -> None:
+    """Those are written in another way, where they lie on whole vectors."""
+    given = inputs("gaussian_rsample_kl", 2, 500, size)
+    dz, dkl = torch.randn(2, 500, size), torch.randn(2)
+
+    def both_ways(begin: int, end: int) -> list[Tensor]:
+        steps = map_floating(given, lambda x: x.detach()[begin:end].clone())
+        return evaluate(ops.gaussian_rsample_kl, steps, lambda _: [dz[begin:end], dkl[begin:end]])
+
+    parts = [torch.cat(part) for part in zip(both_ways(0, 1), both_ways(1, 2), strict=True)]
+    assert all(map(torch.equal, both_ways(0, 2), parts))
+
+
 @pytest.fixture(params=[(7, 5, 300), (1, 40, 1000), (3, 1, 2050)], ids=str)
 def shape(request: pytest.FixtureRequest) -> tuple[int, int, int]:
     """Many steps, one large step, and steps that are not whole vectors."""

@@ -1,7 +1,6 @@
 // BatchNorm with statistics per time step and an activation. G steps of N images, C channels.
 #include "batch_norm_act.h"
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -12,13 +11,14 @@
 #include <tuple>
 #include <type_traits>
 
-#include "../common.h"
+#include "../signature.h"
+#include "parallel.h"
+#include "tensors.h"
 
 namespace svg_fast {
 namespace {
 
-using torch::stable::contiguous, torch::stable::copy_, torch::stable::empty_like, torch::stable::new_empty,
-    torch::stable::new_zeros, torch::stable::parallel_for, torch::stable::to;
+using torch::stable::copy_, torch::stable::empty_like, torch::stable::parallel_for;
 
 // Values of a channel in a tile, channels last and first: many, so that its sums are little beside it; few enough that
 // the second look at it, for the squares, finds it in the cache.
@@ -28,8 +28,6 @@ constexpr int64_t kVectorChannels = 64;   // channels that a walk down the rows 
 constexpr int64_t kGroup = 32;            // channels whose sums are put together by one thread
 // A step of this many bytes leaves room for another tensor in a core's own cache: one thread takes it alone.
 constexpr int64_t kStepBytes = 1 << 20;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Strides along dimensions of size one say nothing.
 bool lies_as(const Tensor& x, const std::array<int64_t, 4>& strides) {
@@ -221,15 +219,8 @@ Options check_options(const Tensor& x, int64_t steps, const std::string& activat
   STD_TORCH_CHECK(false, "activation must be one of leaky_relu, tanh, identity, got ", activation);
 }
 
-// float64 computes in float64, all others in float32.
-ScalarType compute_dtype(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-Tensor as(const Tensor& tensor, ScalarType dtype) { return tensor.scalar_type() == dtype ? tensor : to(tensor, dtype); }
-
-Tensor dense_as(const Tensor& tensor, ScalarType dtype) {
-  return tensor.is_contiguous() ? as(tensor, dtype) : contiguous(as(tensor, dtype));
+Tensor zeros_as(ScalarType dtype, std::initializer_list<int64_t> sizes) {
+  return dtype == ScalarType::Double ? new_zeros<double>(sizes) : new_zeros<float>(sizes);
 }
 
 // In x's dtype and order in memory.
@@ -250,13 +241,13 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_fwd(const Tensor& x, const Ten
   check_shape("weight", weight, {channels});
   check_shape("bias", bias, {channels});
   const ScalarType dtype = compute_dtype(x);
-  const Tensor wide = as(x, dtype), y = empty_like(wide);
-  const Tensor mean = new_zeros(wide, {steps, channels}), var = new_zeros(wide, {steps, channels});
+  const Tensor wide = converted(x, dtype), y = empty_like(wide);
+  const Tensor mean = zeros_as(dtype, {steps, channels}), var = zeros_as(dtype, {steps, channels});
   if (x.numel() > 0) {
     const auto compute = dtype == ScalarType::Double ? forward<double> : forward<float>;
-    compute(Geometry(wide, steps), options, wide, dense_as(weight, dtype), dense_as(bias, dtype), y, mean, var);
+    compute(Geometry(wide, steps), options, wide, dense(weight, dtype), dense(bias, dtype), y, mean, var);
   }
-  return {as(y, x.scalar_type()), mean, var};
+  return {converted(y, x.scalar_type()), mean, var};
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_act_bwd(const Tensor& dy, const Tensor& x, const Tensor& weight,
@@ -271,19 +262,20 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_bwd(const Tensor& dy, const Te
   check_shape("mean", mean, {steps, channels});
   check_shape("var", var, {steps, channels});
   const ScalarType dtype = compute_dtype(x);
-  const Tensor wide = as(x, dtype), dx = empty_like(wide);
-  const Tensor dweight = new_zeros(wide, {channels}), dbias = new_zeros(wide, {channels});
+  const Tensor wide = converted(x, dtype), dx = empty_like(wide);
+  const Tensor dweight = zeros_as(dtype, {channels}), dbias = zeros_as(dtype, {channels});
   if (x.numel() > 0) {
     const auto compute = dtype == ScalarType::Double ? backward<double> : backward<float>;
-    compute(Geometry(wide, steps), options, lying_like(dy, wide), wide, dense_as(weight, dtype), dense_as(bias, dtype),
-            dense_as(mean, dtype), dense_as(var, dtype), dx, dweight, dbias);
+    compute(Geometry(wide, steps), options, lying_like(dy, wide), wide, dense(weight, dtype), dense(bias, dtype),
+            dense(mean, dtype), dense(var, dtype), dx, dweight, dbias);
   }
-  return {as(dx, x.scalar_type()), as(dweight, weight.scalar_type()), as(dbias, weight.scalar_type())};
+  return {converted(dx, x.scalar_type()), converted(dweight, weight.scalar_type()),
+          converted(dbias, weight.scalar_type())};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(svg_fast, CPU, m) {
-  m.impl("batch_norm_act_fwd", TORCH_BOX(&batch_norm_act_fwd));
-  m.impl("batch_norm_act_bwd", TORCH_BOX(&batch_norm_act_bwd));
+  SVG_KERNEL(m, batch_norm_act_fwd);
+  SVG_KERNEL(m, batch_norm_act_bwd);
 }
 
 }  // namespace

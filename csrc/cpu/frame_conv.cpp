@@ -1,6 +1,5 @@
 // The convolutions of the frame networks: checks, layouts and the cut into tasks. winograd_conv.h says what a weight's
 // small and large maps are, and which way is down and up.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -9,9 +8,11 @@
 #include <tuple>
 #include <vector>
 
-#include "../common.h"
+#include "../signature.h"
 #include "channel_sums.h"
+#include "parallel.h"
 #include "scratch.h"
+#include "tensors.h"
 #include "thin_conv.h"
 #include "winograd_conv.h"
 
@@ -20,7 +21,6 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 using torch::stable::parallel_for;
-using OptionalTensor = std::optional<Tensor>;
 
 // A block's scratch should leave room in a second-level cache of 2 MiB, or of half of that with fewer registers.
 constexpr int64_t kScratchFloats = int64_t{1} << 19;
@@ -33,8 +33,6 @@ constexpr int64_t kRowsPerGroup = 1024, kMostGroups = 32;
 
 // Tiles are multiplied by so many at once, on every instruction set.
 constexpr int64_t kTileStep = 6;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void check_weight(const Tensor& weight) {
   check_rank("weight", weight, 4);
@@ -114,10 +112,6 @@ std::vector<Tensor> frame_conv_pack(const Tensor& weight, bool transposed, bool 
   return packed;
 }
 
-const float* pointer(const OptionalTensor& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr<float>() : nullptr;
-}
-
 struct Extras {
   OptionalTensor bias, addend;  // dense
 };
@@ -147,8 +141,8 @@ Tensor convolve(const Tensor& input, const ConvMaps& maps, const Tensor& weight,
     ThinConv conv{maps,
                   weight.size(2),
                   dense.const_data_ptr<float>(),
-                  pointer(extras.bias),
-                  pointer(extras.addend),
+                  data_or_null<float>(extras.bias),
+                  data_or_null<float>(extras.addend),
                   addend_images,
                   nullptr,
                   nullptr,
@@ -169,8 +163,8 @@ Tensor convolve(const Tensor& input, const ConvMaps& maps, const Tensor& weight,
   WinogradForward conv{maps,
                        input.const_data_ptr<float>(),
                        weights.const_data_ptr<float>(),
-                       pointer(extras.bias),
-                       pointer(extras.addend),
+                       data_or_null<float>(extras.bias),
+                       data_or_null<float>(extras.addend),
                        addend_images,
                        output.mutable_data_ptr<float>(),
                        kernel.most_tiles,
@@ -315,9 +309,9 @@ std::tuple<Tensor, Tensor, Tensor> frame_conv_bwd(const Tensor& dy, const Tensor
 }
 
 STABLE_TORCH_LIBRARY_IMPL(svg_fast, CPU, m) {
-  m.impl("frame_conv_pack", TORCH_BOX(&frame_conv_pack));
-  m.impl("frame_conv_fwd", TORCH_BOX(&frame_conv_fwd));
-  m.impl("frame_conv_bwd", TORCH_BOX(&frame_conv_bwd));
+  SVG_KERNEL(m, frame_conv_pack);
+  SVG_KERNEL(m, frame_conv_fwd);
+  SVG_KERNEL(m, frame_conv_bwd);
 }
 
 }  // namespace

@@ -3,30 +3,27 @@
 // used, forward and again backward. bfloat16, float16 and mixed types are converted to float32 first.
 #include "gaussian.h"
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
-#include <optional>
 #include <tuple>
 #include <type_traits>
 #include <vector>
 
-#include "../common.h"
+#include "../signature.h"
+#include "tensors.h"
 
 namespace svg_fast {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 // They take some ten microseconds, longer than handing them to a thread.
 constexpr int64_t kElementsPerTask = 4096;
 
-template <typename T>
-constexpr ScalarType kType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+// Bytes of a tensor; five to nine such tensors, as many as a pass goes through, are more than most caches hold.
+constexpr int64_t kLargeTensor = int64_t{8} << 20;
 
 template <typename T>
 const GaussianPasses<T>& passes() {
@@ -35,15 +32,6 @@ const GaussianPasses<T>& passes() {
   } else {
     return gaussian_kernels().float32;
   }
-}
-
-Tensor converted(const Tensor& tensor, ScalarType dtype) {
-  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
-}
-
-Tensor dense(const Tensor& tensor, ScalarType dtype) {
-  const Tensor result = converted(tensor, dtype);
-  return result.is_contiguous() ? result : torch::stable::contiguous(result);
 }
 
 // What an op was given; the gradient of a sample needs no mu.
@@ -59,6 +47,7 @@ struct Inputs {
 
   // All have the shape of `like`.
   Inputs(const Arguments& given, const Tensor& like, bool sample) {
+    raw.large = like.numel() * static_cast<int64_t>(sizeof(T)) >= kLargeTensor;
     raw.mu = take("mu", given.mu, like);
     raw.logvar = take("logvar", given.logvar, like);
     raw.mu_p = take("mu_p", given.mu_p, like);
@@ -125,17 +114,18 @@ Outputs forward_as(const Arguments& given, bool sample, bool kl) {
   const Tensor& mu = *given.mu;
   const Steps steps(mu, kl);
   const Inputs<T> inputs(given, mu, sample);
-  const OptionalTensor z = sample ? OptionalTensor(empty_cpu(mu.sizes(), kType<T>)) : std::nullopt;
+  const OptionalTensor z = sample ? OptionalTensor(new_tensor<T>(mu.sizes())) : std::nullopt;
   T* z_data = sample ? z->mutable_data_ptr<T>() : nullptr;
+  const GaussianPasses<T>& kernels = passes<T>();
   std::vector<double> sums(steps.count * steps.blocks());
   steps.each_block(
-      [&](int64_t, int64_t k, GaussianBlock block) { sums[k] = passes<T>().forward(inputs.raw, block, z_data, kl); });
+      [&](int64_t, int64_t k, GaussianBlock block) { sums[k] = kernels.forward(inputs.raw, block, z_data, kl); });
   Outputs outputs;
   if (sample) {
     outputs.z = converted(*z, mu.scalar_type());
   }
   if (kl) {
-    outputs.kl = empty_cpu({steps.count}, kType<T>);
+    outputs.kl = new_tensor<T>({steps.count});
     T* kl_data = outputs.kl->mutable_data_ptr<T>();
     for (int64_t t = 0; t < steps.count; ++t) {
       const auto first = sums.begin() + t * steps.blocks();
@@ -150,38 +140,36 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 // dmu, dlogvar, dmu_p, dlogvar_p; empty where they are not asked for.
 template <typename T>
 Gradients backward_as(const Arguments& given, const OptionalTensor& dz, const OptionalTensor& dkl, ScalarType dtype) {
-  const Tensor& like = *given.logvar;
   const bool kl = dkl.has_value(), prior = given.mu_p.has_value();
+  const Tensor& like = kl ? *given.mu : *given.logvar;
   const Steps steps(like, kl);
   Inputs<T> inputs(given, like, dz.has_value());
   const T* dz_data = inputs.take("dz", dz, like);
-  const Tensor scales = kl ? dense(*dkl, kType<T>) : empty_cpu({0}, kType<T>);
-  check_shape("dkl", scales, {kl ? steps.count : 0});
-  const T* scale = scales.template const_data_ptr<T>();
+  const Tensor dkl_dense = kl ? dense(*dkl, kType<T>) : new_tensor<T>({0});
+  check_shape("dkl", dkl_dense, {kl ? steps.count : 0});
+  const T* dkl_data = dkl_dense.template const_data_ptr<T>();
 
-  const auto make = [&](bool wanted) { return wanted ? empty_cpu(like.sizes(), kType<T>) : empty_cpu({0}, kType<T>); };
+  const auto make = [&](bool wanted) { return wanted ? new_tensor<T>(like.sizes()) : new_tensor<T>({0}); };
   const Tensor dmu = make(kl), dlogvar = make(true), dmu_p = make(prior), dlogvar_p = make(prior);
   const GaussianOutputs<T> outputs{dmu.mutable_data_ptr<T>(), dlogvar.mutable_data_ptr<T>(),
                                    dmu_p.mutable_data_ptr<T>(), dlogvar_p.mutable_data_ptr<T>()};
+  const GaussianPasses<T>& kernels = passes<T>();
   steps.each_block([&](int64_t step, int64_t, GaussianBlock block) {
-    const T dkl_element = kl ? scale[step] / steps.batch : T{0};
-    passes<T>().backward(inputs.raw, block, {dz_data, kl, dkl_element}, outputs);
+    kernels.backward(inputs.raw, block, {dz_data, kl, kl ? dkl_data[step] / steps.batch : T{0}}, outputs);
   });
   return {converted(dmu, dtype), converted(dlogvar, dtype), converted(dmu_p, dtype), converted(dlogvar_p, dtype)};
 }
 
-// float64 is computed in float64, all else in float32.
-bool is_wide(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
-
 Outputs forward(const Arguments& given, bool sample, bool kl) {
-  return is_wide(*given.mu) ? forward_as<double>(given, sample, kl) : forward_as<float>(given, sample, kl);
+  const auto run = compute_dtype(*given.mu) == ScalarType::Double ? forward_as<double> : forward_as<float>;
+  return run(given, sample, kl);
 }
 
 // `computed` has the type of the forward's results, `wanted` that of the gradients.
 Gradients backward(const Arguments& given, const OptionalTensor& dz, const OptionalTensor& dkl, const Tensor& computed,
                    const Tensor& wanted) {
-  const ScalarType dtype = wanted.scalar_type();
-  return is_wide(computed) ? backward_as<double>(given, dz, dkl, dtype) : backward_as<float>(given, dz, dkl, dtype);
+  const auto run = compute_dtype(computed) == ScalarType::Double ? backward_as<double> : backward_as<float>;
+  return run(given, dz, dkl, wanted.scalar_type());
 }
 
 Tensor gaussian_rsample_fwd(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
@@ -218,12 +206,12 @@ Gradients gaussian_rsample_kl_bwd(const Tensor& dz, const Tensor& dkl, const Ten
 }
 
 STABLE_TORCH_LIBRARY_IMPL(svg_fast, CPU, m) {
-  m.impl("gaussian_rsample_fwd", TORCH_BOX(&gaussian_rsample_fwd));
-  m.impl("gaussian_rsample_bwd", TORCH_BOX(&gaussian_rsample_bwd));
-  m.impl("gaussian_kl_fwd", TORCH_BOX(&gaussian_kl_fwd));
-  m.impl("gaussian_kl_bwd", TORCH_BOX(&gaussian_kl_bwd));
-  m.impl("gaussian_rsample_kl_fwd", TORCH_BOX(&gaussian_rsample_kl_fwd));
-  m.impl("gaussian_rsample_kl_bwd", TORCH_BOX(&gaussian_rsample_kl_bwd));
+  SVG_KERNEL(m, gaussian_rsample_fwd);
+  SVG_KERNEL(m, gaussian_rsample_bwd);
+  SVG_KERNEL(m, gaussian_kl_fwd);
+  SVG_KERNEL(m, gaussian_kl_bwd);
+  SVG_KERNEL(m, gaussian_rsample_kl_fwd);
+  SVG_KERNEL(m, gaussian_rsample_kl_bwd);
 }
 
 }  // namespace

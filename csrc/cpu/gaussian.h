@@ -7,8 +7,8 @@
 
 namespace svg_fast {
 
-// A KL is summed lane by lane over a block, and in double over blocks: of a step, they are the same for any number of
-// threads. A block of all tensors fits the first-level cache.
+// The KL of a step is summed lane by lane over a block, and in double over its blocks, which are the same for any
+// number of threads. Noise of a block fits the first-level cache.
 constexpr int64_t kGaussianBlock = 1024;
 
 // The elements of one block.
@@ -23,6 +23,7 @@ struct GaussianInputs {
   const T *mu_p, *logvar_p;  // null: the standard normal prior
   const T* eps;              // null: drawn by seed and offset
   uint64_t seed, offset;
+  bool large;  // results are too large to be found in a cache again
 };
 
 template <typename T>

@@ -3,18 +3,17 @@
 // Threads share out the units of a step: the recurrent product of a panel of units and their cells are one task, and
 // the weights, packed once, stay in the cache of the core that uses them. The weight gradient is one product over all
 // steps.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <optional>
 #include <tuple>
 
-#include "../common.h"
+#include "../signature.h"
 #include "lstm.h"
 #include "matrix.h"
 #include "parallel.h"
+#include "tensors.h"
 
 namespace svg_fast {
 namespace {
@@ -88,8 +87,8 @@ Tensor weight_gradient(const Tensor& dgates, const Tensor& h0, const Tensor& y) 
 }
 
 template <typename T>
-LayerGradients backward(const std::optional<Tensor>& dy, const std::optional<Tensor>& dc, const Tensor& gates,
-                        const Tensor& y, const Tensor& c, const Tensor& h0, const Tensor& c0, const Tensor& w_hh) {
+LayerGradients backward(const OptionalTensor& dy, const OptionalTensor& dc, const Tensor& gates, const Tensor& y,
+                        const Tensor& c, const Tensor& h0, const Tensor& c0, const Tensor& w_hh) {
   const int64_t steps = y.size(0), batch = y.size(1), hidden = y.size(2), state = batch * hidden;
   const Tensor dgates = new_tensor<T>({steps, batch, kGates * hidden});
   const Tensor dh_prev = new_zeros<T>({batch, hidden}), dc_prev = new_zeros<T>({batch, hidden});
@@ -123,10 +122,9 @@ LayerGradients backward(const std::optional<Tensor>& dy, const std::optional<Ten
   return {dgates, dh_prev, dc_prev, weight_gradient<T>(dgates, h0, y)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_layer_bwd(const std::optional<Tensor>& dy,
-                                                          const std::optional<Tensor>& dc, const Tensor& gates,
-                                                          const Tensor& y, const Tensor& c, const Tensor& h0,
-                                                          const Tensor& c0, const Tensor& w_hh) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_layer_bwd(const OptionalTensor& dy, const OptionalTensor& dc,
+                                                          const Tensor& gates, const Tensor& y, const Tensor& c,
+                                                          const Tensor& h0, const Tensor& c0, const Tensor& w_hh) {
   check_rank("y", y, 3);
   const int64_t steps = y.size(0), batch = y.size(1), hidden = y.size(2);
   check_shape("gates", gates, {steps, batch, kGates * hidden});
@@ -134,8 +132,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_layer_bwd(const std::optional<Te
   check_shape("h0", h0, {batch, hidden});
   check_shape("c0", c0, {batch, hidden});
   check_shape("w_hh", w_hh, {kGates * hidden, hidden});
-  check_gradient("dy", dy, {steps, batch, hidden});
-  check_gradient("dc", dc, {steps, batch, hidden});
+  check_shape("dy", dy, {steps, batch, hidden});
+  check_shape("dc", dc, {steps, batch, hidden});
   const ScalarType dtype = compute_dtype(gates);
   const auto run = dtype == ScalarType::Double ? backward<double> : backward<float>;
   const LayerGradients d = run(dense(dy, dtype), dense(dc, dtype), dense(gates, dtype), dense(y, dtype),
@@ -145,8 +143,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_layer_bwd(const std::optional<Te
 }
 
 STABLE_TORCH_LIBRARY_IMPL(svg_fast, CPU, m) {
-  m.impl("lstm_layer_fwd", TORCH_BOX(&lstm_layer_fwd));
-  m.impl("lstm_layer_bwd", TORCH_BOX(&lstm_layer_bwd));
+  SVG_KERNEL(m, lstm_layer_fwd);
+  SVG_KERNEL(m, lstm_layer_bwd);
 }
 
 }  // namespace

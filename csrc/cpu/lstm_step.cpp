@@ -1,19 +1,18 @@
 // One time step of a stack of LSTM layers. L layers, B batch, H hidden units, I inputs; gates packed (i, f, g, o).
 //
 // Forward reads the weights as they are: packing them would cost a small batch more than the step itself.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <optional>
 #include <tuple>
 #include <vector>
 
-#include "../common.h"
+#include "../signature.h"
 #include "lstm.h"
 #include "matrix.h"
 #include "parallel.h"
+#include "tensors.h"
 
 namespace svg_fast {
 namespace {
@@ -106,9 +105,9 @@ struct StepGradients {
 };
 
 template <typename T>
-StepGradients backward(const std::optional<Tensor>& dh, const std::optional<Tensor>& dc, const Tensor& gates,
-                       const Tensor& h_next, const Tensor& c_next, const Tensor& x, const Tensor& h, const Tensor& c,
-                       const Tensors& w_ih, const Tensors& w_hh) {
+StepGradients backward(const OptionalTensor& dh, const OptionalTensor& dc, const Tensor& gates, const Tensor& h_next,
+                       const Tensor& c_next, const Tensor& x, const Tensor& h, const Tensor& c, const Tensors& w_ih,
+                       const Tensors& w_hh) {
   const int64_t layers = h.size(0), batch = h.size(1), hidden = h.size(2), state = batch * hidden;
   const Tensor dgates = new_tensor<T>({batch, kGates * hidden});
   StepGradients d;
@@ -142,8 +141,8 @@ StepGradients backward(const std::optional<Tensor>& dh, const std::optional<Tens
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors> lstm_step_bwd(
-    const std::optional<Tensor>& dh, const std::optional<Tensor>& dc, const Tensor& gates, const Tensor& h_next,
-    const Tensor& c_next, const Tensor& x, const Tensor& h, const Tensor& c, const Tensors& w_ih, const Tensors& w_hh) {
+    const OptionalTensor& dh, const OptionalTensor& dc, const Tensor& gates, const Tensor& h_next, const Tensor& c_next,
+    const Tensor& x, const Tensor& h, const Tensor& c, const Tensors& w_ih, const Tensors& w_hh) {
   check_states(x, h, c);
   check_matrices("w_ih", w_ih, h, x.size(1));
   check_matrices("w_hh", w_hh, h, h.size(2));
@@ -151,8 +150,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors> lstm_step_bwd(
   check_shape("gates", gates, {layers, batch, kGates * hidden});
   check_shape("h_next", h_next, {layers, batch, hidden});
   check_shape("c_next", c_next, {layers, batch, hidden});
-  check_gradient("dh", dh, {layers, batch, hidden});
-  check_gradient("dc", dc, {layers, batch, hidden});
+  check_shape("dh", dh, {layers, batch, hidden});
+  check_shape("dc", dc, {layers, batch, hidden});
   const ScalarType dtype = compute_dtype(gates);
   const auto run = dtype == ScalarType::Double ? backward<double> : backward<float>;
   const StepGradients d =
@@ -164,8 +163,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors> lstm_step_bwd(
 }
 
 STABLE_TORCH_LIBRARY_IMPL(svg_fast, CPU, m) {
-  m.impl("lstm_step_fwd", TORCH_BOX(&lstm_step_fwd));
-  m.impl("lstm_step_bwd", TORCH_BOX(&lstm_step_bwd));
+  SVG_KERNEL(m, lstm_step_fwd);
+  SVG_KERNEL(m, lstm_step_bwd);
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 // Whole clips of Stochastic Moving MNIST. B clips, T frames, D digits, S side of the canvas; N images; R tables of C
 // velocities. Digit by digit a clip is flown, frame by frame it is drawn, while it is in the cache.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -11,6 +10,7 @@
 
 #include "../common.h"
 #include "../philox.h"
+#include "../signature.h"
 
 namespace svg_fast {
 namespace {
@@ -204,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> moving_mnist_clips(const Tens
   return {frames, positions, velocities_out, hits, chosen};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(svg_fast, CPU, m) { m.impl("moving_mnist_clips", TORCH_BOX(&moving_mnist_clips)); }
+STABLE_TORCH_LIBRARY_IMPL(svg_fast, CPU, m) { SVG_KERNEL(m, moving_mnist_clips); }
 
 }  // namespace
 }  // namespace svg_fast

@@ -64,6 +64,30 @@ SVG_INLINE Vec<T> broadcast(T value) {
   return value - Vec<T>{};
 }
 
+// Past the caches, for results too large to be found there again: they are not read from memory before they are
+// written. A thread's work must end in finish_streaming().
+template <typename T>
+SVG_INLINE void store_streaming(T* p, Vec<T> v) {
+  if (reinterpret_cast<uintptr_t>(p) % kVectorBytes != 0) {
+    return store(p, v);
+  }
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__SSE2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+#else
+  store(p, v);
+#endif
+}
+
+SVG_INLINE void finish_streaming() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}
+
 // Hides from the compiler that a vector is constant.
 template <typename V>
 SVG_INLINE V opaque(V v) {

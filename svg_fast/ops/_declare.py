@@ -60,9 +60,8 @@ def _refuse(_ctx: Any, *_gradients: Any) -> None:
 def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> Callable[..., Any]:
     """Give the declared op `name` its gradient (see `torch.library.register_autograd`); returns it for eager calls.
 
-    On its way to a registered gradient a call passes from Python to C++ and back three times, some 20 microseconds.
-    What is returned goes straight into an autograd function with the same parts. torch.compile and torch.func take
-    the registered way.
+    To a registered gradient a call passes from Python to C++ and back three times, some 20 microseconds. What is
+    returned goes straight into an autograd function of the same parts; torch.compile traces the registered one.
     """
     torch.library.register_autograd(f"svg_fast::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
     # without this PyTorch would take the backward op's results for constants, with a warning
@@ -75,12 +74,16 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
         setup_context(ctx, inputs, output)
         return output
 
-    parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    def backward_once(ctx: Any, *gradients: Any) -> Any:
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted, which the backward op refuses
+            return backward(ctx, *gradients)
+        with torch._C._AutoDispatchBelowAutograd():
+            return backward(ctx, *gradients)
+
+    parts = {"forward": staticmethod(forward), "backward": staticmethod(backward_once)}
     function: Any = type(name, (torch.autograd.Function,), parts)
 
-    @functools.wraps(op)
     def call(*inputs: Any) -> Any:
-        registered = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        return op(*inputs) if registered else function.apply(*inputs)
+        return op(*inputs) if torch.compiler.is_compiling() else function.apply(*inputs)
 
     return call

@@ -42,6 +42,15 @@ SVG_INLINE Gaussian<Vec<T>> load_gaussian(const T* mu, const T* logvar, int64_t 
   return {load_part(mu + at, lanes), load_part(logvar + at, lanes)};
 }
 
+template <typename T>
+SVG_INLINE void store_result(T* p, Vec<T> v, int64_t lanes, bool large) {
+  if (large && lanes == kLanes<T>) {
+    store_streaming(p, v);
+  } else {
+    store_part(p, v, lanes);
+  }
+}
+
 // Lanes beyond the end are standard normal and add nothing to the KL.
 template <bool kSample, bool kKL, bool kPrior, typename T>
 T forward_as(const GaussianInputs<T>& in, GaussianBlock block, T* z) {
@@ -53,7 +62,7 @@ T forward_as(const GaussianInputs<T>& in, GaussianBlock block, T* z) {
     const int64_t at = block.first + k;
     const Gaussian<Vec<T>> q = load_gaussian(in.mu, in.logvar, at, lanes);
     if constexpr (kSample) {
-      store_part(z + at, gaussian_sample<Math>(q, load_part(eps + k, lanes)), lanes);
+      store_result(z + at, gaussian_sample<Math>(q, load_part(eps + k, lanes)), lanes, in.large);
     }
     if constexpr (kKL && kPrior) {
       sum += gaussian_kl<Math>(q, load_gaussian(in.mu_p, in.logvar_p, at, lanes));
@@ -61,6 +70,9 @@ T forward_as(const GaussianInputs<T>& in, GaussianBlock block, T* z) {
       sum += gaussian_kl<Math>(q);
     }
   });
+  if (in.large) {
+    finish_streaming();
+  }
   return sum_lanes<T>(sum);
 }
 
@@ -77,8 +89,8 @@ void backward_as(const GaussianInputs<T>& in, GaussianBlock block, const Gaussia
     if constexpr (kKL && kPrior) {
       d = gaussian_kl_bwd<Math>(dkl, load_gaussian(in.mu, in.logvar, at, lanes),
                                 load_gaussian(in.mu_p, in.logvar_p, at, lanes));
-      store_part(out.dmu_p + at, d.p.mu, lanes);
-      store_part(out.dlogvar_p + at, d.p.logvar, lanes);
+      store_result(out.dmu_p + at, d.p.mu, lanes, in.large);
+      store_result(out.dlogvar_p + at, d.p.logvar, lanes, in.large);
     } else if constexpr (kKL) {
       d.q = gaussian_kl_bwd<Math>(dkl, load_gaussian(in.mu, in.logvar, at, lanes));
     }
@@ -88,10 +100,13 @@ void backward_as(const GaussianInputs<T>& in, GaussianBlock block, const Gaussia
       d.q.logvar += gaussian_sample_bwd<Math>(dz, load_part(in.logvar + at, lanes), load_part(eps + k, lanes));
     }
     if constexpr (kKL) {
-      store_part(out.dmu + at, d.q.mu, lanes);
+      store_result(out.dmu + at, d.q.mu, lanes, in.large);
     }
-    store_part(out.dlogvar + at, d.q.logvar, lanes);
+    store_result(out.dlogvar + at, d.q.logvar, lanes, in.large);
   });
+  if (in.large) {
+    finish_streaming();
+  }
 }
 
 template <typename T>
