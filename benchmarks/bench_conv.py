@@ -19,6 +19,7 @@ from torch import Tensor
 
 from svg_fast import ops
 from svg_fast.models.frame_network import channels_last
+from svg_fast.ops.frame_conv import prepare_conv
 from svg_fast.testing import Draw, contiguous
 
 IMAGES = 20
@@ -78,14 +79,12 @@ class LayerCalls:
         self.ours = self._ours(packed_before)
 
     def _ours(self, packed_before: bool) -> Run:
-        frame_conv: Any = getattr(ops, "frame_conv", None)
-        if frame_conv is None:
-            pytest.skip("svg_fast.ops has no frame_conv")
         transposed = self.layer.transposed
         x, weight = leaf(channels_last(self.x)), leaf(self.weight)
-        prepare: Any = getattr(ops, "prepare_conv", None)
-        given = prepare(weight, transposed=transposed) if packed_before else weight
-        return training(lambda: [frame_conv(x, given, transposed=transposed)], [x, weight], [channels_last(self.dy)])
+        given = prepare_conv(weight, transposed=transposed) if packed_before else weight
+        return training(
+            lambda: [ops.frame_conv(x, given, transposed=transposed)], [x, weight], [channels_last(self.dy)]
+        )
 
     def _forward(self, x: Tensor, weight: Tensor) -> Tensor:
         convolve = F.conv_transpose2d if self.layer.transposed else F.conv2d

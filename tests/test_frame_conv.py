@@ -173,8 +173,9 @@ def test_other_precisions_are_stock_convolutions(dtype: torch.dtype, transposed:
         torch.testing.assert_close(a, b)
 
 
-def test_channels_that_do_not_fit_are_stock_convolutions() -> None:
-    inputs = draw(SMALL._replace(d0=20, d1=7), False)
+@pytest.mark.parametrize(("d0", "d1"), [(20, 7), (16, 4112), (4112, 16)])
+def test_channels_that_do_not_fit_are_stock_convolutions(d0: int, d1: int) -> None:
+    inputs = draw(SMALL._replace(d0=d0, d1=d1, height=2, width=2), False)
     assert_near(evaluate(ops.frame_conv, inputs, False), evaluate(stock, inputs, False), 1e-6)
 
 

@@ -39,10 +39,12 @@ void check_weight(const Tensor& weight) {
   const int64_t kernel = weight.size(2);
   STD_TORCH_CHECK((kernel == 4 || kernel == 3) && weight.size(3) == kernel,
                   "weight must be (D0, D1, 4, 4) or (D0, D1, 3, 3), got shape ", shape_text(weight.sizes()));
-  const auto whole = [&](int64_t d) { return weight.size(d) > 0 && weight.size(d) % kWinogradChannels == 0; };
+  const auto whole = [&](int64_t d) {
+    return weight.size(d) > 0 && weight.size(d) % kWinogradChannels == 0 && weight.size(d) <= kMostConvChannels;
+  };
   STD_TORCH_CHECK(whole(0) && (whole(1) || (weight.size(1) >= 1 && weight.size(1) <= kThinChannels)),
-                  "weight must have multiples of ", kWinogradChannels, " channels, or at most ", kThinChannels,
-                  " in dimension 1, got shape ", shape_text(weight.sizes()));
+                  "weight must have multiples of ", kWinogradChannels, " channels up to ", kMostConvChannels,
+                  ", or at most ", kThinChannels, " in dimension 1, got shape ", shape_text(weight.sizes()));
   check_dtype("weight", weight, ScalarType::Float);
 }
 

@@ -18,7 +18,7 @@ struct ConvMaps {
   int64_t d0, d1;                 // channels: multiples of kWinogradChannels
 };
 
-constexpr int64_t kWinogradChannels = 16;
+constexpr int64_t kWinogradChannels = 16, kMostConvChannels = 4096;
 
 struct WinogradForward {
   ConvMaps maps;

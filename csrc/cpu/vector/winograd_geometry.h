@@ -46,9 +46,8 @@ struct Tile {
         column(index % tiles.columns) {}
 };
 
-// Channels of a pixel outside the image, as many as are read at once.
-constexpr int64_t kMostChannels = 4096;
-alignas(kVectorBytes) constexpr float kZeros[kMostChannels] = {};
+// The channels of a pixel outside the image.
+alignas(kVectorBytes) constexpr float kZeros[kMostConvChannels] = {};
 
 // The pixels (y + a dy, x + b dx) of an image, by columns, zeros outside; without branches, since most tiles of a small
 // map lie at an edge.
