@@ -29,6 +29,9 @@ def svg_fast(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["train", "smmnist-lp", "--data-root", "/nowhere"], "no MNIST train images in /nowhere"),
         (["train", "kth-fp"], "this version trains on smmnist, got a preset of kth"),
         (["train", "smmnist-lp", "--device", "nowhere"], "device must be one that torch can use here, got 'nowhere'"),
+        (["train", "smmnist-lp", "--precision", "half"], "'half' is not one of"),
+        (["train", "smmnist-lp", "--precision", "bf16", "--device", "cpu"], "precision bf16 needs a GPU"),
+        (["train", "smmnist-lp", "--cuda-graph", "--device", "cpu"], "cuda_graph needs a GPU, got device 'cpu'"),
         (["trian"], "No such command 'trian'"),
         (["figure", "velocity", "--out", "picture.jpg"], "path must end in .png, got 'picture.jpg'"),
     ],
@@ -91,5 +94,5 @@ def test_help_names_the_papers_options() -> None:
     text = svg_fast("train", "--help").stdout
     for option in ("niter", "epoch-size", "batch-size", "n-past", "n-future", "lr", "beta", "checkpoint-every"):
         assert f"--{option}" in text
-    for option in ("data-root", "log-dir", "resume"):
+    for option in ("data-root", "log-dir", "resume", "precision", "cuda-graph"):
         assert f"--{option}" in text

@@ -276,6 +276,7 @@ def test_settings_of_the_paper() -> None:
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
         ({"motion": "circular"}, "motion must be one of uniform, nonuniform, deterministic, got 'circular'"),
+        ({"precision": "fp16"}, "precision must be one of float32, bf16, got 'fp16'"),
         ({"download": True}, "download needs a data_root"),
         ({"checkpoint_every": -1}, "checkpoint_every must not be negative, got -1"),
         ({"seed": 2**63}, "seed must be below 2\\*\\*63 - 1, got 9223372036854775808"),

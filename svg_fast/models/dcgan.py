@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from .. import ops
-from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights
+from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights, float32_or_wider
 
 
 def _widths(nf: int, image_size: int) -> list[int]:
@@ -46,4 +46,6 @@ class Decoder(FrameDecoder):
         self, k: int, x: Tensor, weights: Weights, steps: int, statistics: StepStatistics | None
     ) -> Tensor:
         level = getattr(self, f"upc{k}")
-        return self.normalise(x, level.norm, steps, statistics) if isinstance(level, ConvNorm) else x.sigmoid()
+        if isinstance(level, ConvNorm):
+            return self.normalise(x, level.norm, steps, statistics)
+        return float32_or_wider(x).sigmoid()

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.batch_norm_act import Activation
+from ..ops.batch_norm_act import Activation, advance_running_statistics, presentation_weights
 from ..ops.frame_conv import ConvWeight, prepare_conv
 
 # Mean and unbiased variance (G, C) of each BatchNorm of a network, in the order of `FrameNetwork.norms`.
@@ -37,6 +37,57 @@ def channels_last(x: Tensor) -> Tensor:
     the slower layout for the whole network.
     """
     return x.clone(memory_format=torch.channels_last)
+
+
+class _FirstImages(torch.autograd.Function):
+    """x and its first images, which the decoder takes as skips; their gradients meet in one tensor.
+
+    Autograd by itself would fill up the smaller gradient with zeros and add the two: three passes over an activation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, images: int) -> tuple[Tensor, Tensor]:
+        ctx.images = images
+        ctx.set_materialize_grads(False)
+        return x, x[:images]
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor, dfirst: Tensor | None) -> tuple[Tensor, None]:
+        if dfirst is not None:
+            dx[: ctx.images].add_(dfirst)  # the next stage's convolution or pooling made dx for us alone
+        return dx, None
+
+
+class _AddSkips(torch.autograd.Function):
+    """y (G * N, ...) plus halves of K skips (K * N, ...), in place: step g takes that of skip min(g, K - 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, halves: Tensor, images: int) -> Tensor:
+        ctx.own, ctx.images = len(halves) - images, images
+        ctx.mark_dirty(y)
+        y[: ctx.own].add_(halves[: ctx.own])
+        y[ctx.own :].unflatten(0, (-1, images)).add_(halves[ctx.own :])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        shared = dy[ctx.own :].unflatten(0, (-1, ctx.images)).sum(0)
+        return dy, torch.cat((dy[: ctx.own], shared)), None
+
+
+def float32_or_wider(x: Tensor) -> Tensor:
+    """What autocast made narrow, for where it would matter."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def joined(chunks: Sequence[Tensor]) -> Tensor:
+    """The chunks one after another; a single one as it is, without a copy."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(tuple(chunks))
+
+
+def presented_once(steps: int, like: Tensor) -> Tensor:
+    """Repeats (G,) of steps that are presented once each, on the device of `like`."""
+    return torch.ones(steps, dtype=torch.int64, device=like.device)
 
 
 def _prepare(conv: Conv, weight: Tensor) -> ConvWeight:
@@ -97,17 +148,22 @@ class FrameNetwork(nn.Module):
         return y
 
     def update_running_statistics(self, chunks: Sequence[StepStatistics], repeats: Tensor) -> None:
-        """Advance every BatchNorm as if the steps of `chunks`, in order, had been presented repeats (G,) times each."""
-        for norm, *parts in zip(self.norms(), *chunks, strict=True):
-            mean, var = (torch.cat(column) for column in zip(*parts, strict=True))
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            assert norm.num_batches_tracked is not None
-            assert norm.momentum is not None
-            ops.update_running_statistics(
-                norm.running_mean, norm.running_var, mean, var, repeats=repeats, momentum=norm.momentum
-            )
-            norm.num_batches_tracked += int(repeats.sum())
+        """Advance every BatchNorm as if the steps of `chunks`, in order, had been presented repeats (G,) times each.
+
+        repeats: int64, on the device of the statistics, so that nothing is moved and no value is read back.
+        """
+        norms = self.norms()
+        steps = [[*map(joined, zip(*parts, strict=True))] for parts in zip(*chunks, strict=True)]
+        for momentum in {norm.momentum for norm in norms}:
+            assert momentum is not None
+            running, statistics = [], []
+            for norm, (mean, var) in zip(norms, steps, strict=True):
+                if norm.momentum == momentum:
+                    running += [cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)]
+                    statistics += [mean, var]
+            advance_running_statistics(running, statistics, presentation_weights(repeats, momentum))
+        # a list of them: a lone tensor would be taken for a number, and be read back
+        torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], [repeats.sum()] * len(norms))
 
 
 class FrameEncoder(FrameNetwork):
@@ -130,15 +186,20 @@ class FrameEncoder(FrameNetwork):
         """The skip of stage k (from 1), given that of stage k - 1 or the frames."""
 
     def encode(
-        self, x: Tensor, weights: Weights, steps: int, batch_statistics: bool
+        self, x: Tensor, weights: Weights, steps: int, batch_statistics: bool, skip_images: int | None = None
     ) -> tuple[Tensor, list[Tensor], StepStatistics]:
-        """Frames (G * N, C, H, W) -> h (G * N, g_dim), skips shallow to deep, the statistics of each step."""
+        """Frames (G * N, C, H, W) -> h (G * N, g_dim), skips shallow to deep, the statistics of each step.
+
+        skip_images: of how many images, the first ones, skips are wanted; None for all.
+        """
         statistics: StepStatistics = []
         record = statistics if batch_statistics else None
         skips = []
         for k in range(1, self.n_stages + 1):
-            x = self.run_stage(k, x, weights, steps, record)
-            skips.append(x)
+            x = skip = self.run_stage(k, x, weights, steps, record)
+            if skip_images not in (None, len(x)):
+                x, skip = _FirstImages.apply(x, skip_images)
+            skips.append(skip)
         conv, norm = cast(tuple[nn.Conv2d, nn.BatchNorm2d], getattr(self, f"c{self.n_stages + 1}"))
         x = self.head_input(x)
         # a 4 x 4 kernel on a 4 x 4 map is one matrix product; channels last, both operands flatten without a copy
@@ -154,7 +215,7 @@ class FrameEncoder(FrameNetwork):
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         h, skips, statistics = self.encode(channels_last(x), self.weights(), 1, self.training)
         if self.training:
-            self.update_running_statistics([statistics], torch.ones(1))
+            self.update_running_statistics([statistics], presented_once(1, x))
         return h, skips
 
 
@@ -215,8 +276,10 @@ class FrameDecoder(FrameNetwork):
         steps: int,
         batch_statistics: bool,
     ) -> tuple[Tensor, StepStatistics]:
-        """h (G * N, g_dim) and skip halves of G * N images, or of N images that all G steps share
-        -> frames (G * N, C, H, W), the statistics of each step."""
+        """h (G * N, g_dim) and halves of K skips (K * N, ...) -> frames (G * N, C, H, W), the statistics of each step.
+
+        Step g takes the half of skip min(g, K - 1): its own where K = G, one that all share where K = 1.
+        """
         statistics: StepStatistics = []
         record = statistics if batch_statistics else None
         conv, norm = cast(tuple[nn.ConvTranspose2d, nn.BatchNorm2d], self.upc1)
@@ -227,7 +290,14 @@ class FrameDecoder(FrameNetwork):
         x = self.normalise(x, norm, steps, record)
         for k, half in zip(self.levels(), halves, strict=True):
             join = self.join(k)
-            x = ops.frame_conv(self.upsample(x), weights[join][0], join.bias, addend=half, transposed=join.transposed)
+            repeating = len(half) in (len(h), len(h) // steps)
+            x = ops.frame_conv(
+                *(self.upsample(x), weights[join][0], join.bias),
+                addend=half if repeating else None,
+                transposed=join.transposed,
+            )
+            if not repeating:
+                x = _AddSkips.apply(x, half, len(h) // steps)
             x = self.finish_level(k, x, weights, steps, record)
         return x, statistics
 
@@ -236,5 +306,5 @@ class FrameDecoder(FrameNetwork):
         weights = self.weights()
         x, statistics = self.decode(h, self.skip_halves(skips, weights), weights, 1, self.training)
         if self.training:
-            self.update_running_statistics([statistics], torch.ones(1))
+            self.update_running_statistics([statistics], presented_once(1, x))
         return x

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import ops
 from . import dcgan, generation, vgg
 from .config import Statistics, SVGConfig, check_conditioning
-from .frame_network import FrameDecoder, FrameEncoder, channels_last
+from .frame_network import FrameDecoder, FrameEncoder, channels_last, float32_or_wider, joined, presented_once
 from .recurrent import LSTM, GaussianLSTM
 
 _BACKBONES = {"dcgan": (dcgan.Encoder, dcgan.Decoder), "vgg": (vgg.Encoder, vgg.Decoder)}
@@ -66,11 +66,18 @@ class SVG(nn.Module):
             self.prior = GaussianLSTM(g_dim, z_dim, rnn_size, config.prior_rnn_layers)
         self.apply(_initialise)
 
-    def forward(self, frames: Tensor, eps: Tensor | None = None, generator: torch.Generator | None = None) -> SVGOutput:
+    def forward(
+        self,
+        frames: Tensor,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seed: Tensor | None = None,
+    ) -> SVGOutput:
         """One teacher-forced pass over a clip; all of the bound's terms.
 
         frames (B, T, C, H, W), float in [0, 1] or uint8; T > n_past. eps (T - 1, B, z_dim) replaces the posterior's
-        noise; otherwise it is drawn from `generator`, by default torch's own.
+        noise; otherwise `seed`, an int64 tensor (2,) of (seed, offset) on the model's device, determines it, or is
+        drawn from `generator`, by default torch's own for that device.
         In training mode BatchNorm normalises each time step by its own statistics, and its running statistics advance
         in the published order; in eval mode it uses the running ones.
 
@@ -83,7 +90,7 @@ class SVG(nn.Module):
         n_skips = config.skip_frames(config.n_past, n_frames)
 
         features, skips = self._encode(x, n_skips)
-        latent, kl_per_step = self._infer(features, eps, generator)
+        latent, kl_per_step = self._infer(features, eps, generator, seed)
         predicted = self.frame_predictor(torch.cat((features[:-1], *latent), dim=-1))
         prediction = self._decode(predicted, skips)
 
@@ -100,12 +107,22 @@ class SVG(nn.Module):
         statistics: Statistics | None = None,
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
+        cuda_graph: bool = True,
     ) -> Tensor:
         """Generate futures of given frames; options and errors are those of `svg_fast.models.generation.sample`.
 
         frames (B, n_past, C, H, W) -> (n_samples, B, n_past + n_future, C, H, W), the given frames first.
         """
-        return generation.sample(self, frames, n_future, n_samples, statistics=statistics, eps=eps, generator=generator)
+        return generation.sample(
+            self,
+            frames,
+            n_future,
+            n_samples,
+            statistics=statistics,
+            eps=eps,
+            generator=generator,
+            cuda_graph=cuda_graph,
+        )
 
     def prepare_frames(self, frames: Tensor) -> Tensor:
         """Frames (B, T, C, H, W), checked (their range on the CPU only), in [0, 1] and in the model's dtype."""
@@ -131,21 +148,24 @@ class SVG(nn.Module):
         return frames.to(weight.dtype)
 
     def _infer(
-        self, features: Tensor, eps: Tensor | None, generator: torch.Generator | None
+        self, features: Tensor, eps: Tensor | None, generator: torch.Generator | None, seed: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Features (T, B, g_dim) -> the latent (T - 1, B, z_dim), or nothing, and kl (T - 1,)."""
         variant, steps, batch = self.config.variant, len(features) - 1, features.shape[1]
         if variant == "det":
             if eps is not None:
                 raise ValueError("the deterministic model has no latent: eps must be None")
-            return (), features.new_zeros(steps)
+            return (), float32_or_wider(features.new_zeros(steps))
         if eps is not None and tuple(eps.shape) != (steps, batch, self.config.z_dim):
             raise ValueError(
                 f"eps must have shape {[steps, batch, self.config.z_dim]} (T - 1, B, z_dim), got {list(eps.shape)}"
             )
         mu, logvar = self.posterior(features[1:])
         prior = self.prior(features[:-1]) if variant == "lp" else (None, None)
-        seed = draw_seed(generator) if eps is None else None
+        if seed is not None and seed.device != features.device:
+            raise ValueError(f"seed must be on {features.device} like the model, got {seed.device}")
+        if eps is None and seed is None:
+            seed = draw_seed(generator, features.device)
         z, kl = ops.gaussian_rsample_kl(mu, logvar, *prior, seed=seed, eps=eps)
         return (z,), kl
 
@@ -156,18 +176,19 @@ class SVG(nn.Module):
         features, skips, statistics = [], [], []
         for first, last in self._chunks(batch, n_skips, n_frames):
             images, steps = channels_last(x[first:last].flatten(0, 1)), last - first
-            h, skip, stats = self._run(self.encoder.encode, images, weights, steps, self.training)
+            wanted = (min(last, n_skips) - first) * batch if first < n_skips else None
+            h, skip, stats = self._run(self.encoder.encode, images, weights, steps, self.training, wanted)
             features.append(h.unflatten(0, (steps, batch)))
             statistics.append(stats)
             if first < n_skips:
                 skips.append(skip)
         if self.training:
             # SVG-LP encodes every frame but the first and last twice, as a step's target and as the next one's input
-            repeats = torch.ones(n_frames)
+            repeats = presented_once(n_frames, x)
             if self.config.variant == "lp":
-                repeats[1:-1] = 2
+                repeats[1:-1].fill_(2)
             self.encoder.update_running_statistics(statistics, repeats)
-        return torch.cat(features), [torch.cat(levels) for levels in zip(*skips, strict=True)]
+        return joined(features), [joined(levels) for levels in zip(*skips, strict=True)]
 
     def _decode(self, h: Tensor, skips: list[Tensor]) -> Tensor:
         """Predicted features (T - 1, B, g_dim), skips (n_skips * B, ...) -> frames (T - 1, B, C, H, W).
@@ -180,7 +201,9 @@ class SVG(nn.Module):
         # one chunk of skips for each chunk of steps up to the last skip, whose halves the later chunks share
         chunks = list(self._chunks(batch, n_skips - 1, steps))
         sizes = [(min(last, n_skips) - first) * batch for first, last in chunks if first < n_skips]
-        chunks_of_skips = zip(*(level.split(sizes) for level in skips), strict=True)
+        chunks_of_skips = (
+            zip(*(level.split(sizes) for level in skips), strict=True) if len(sizes) > 1 else iter([skips])
+        )
         frames, statistics = [], []
         halves: list[Tensor] = []
         for first, last in chunks:
@@ -191,22 +214,28 @@ class SVG(nn.Module):
             frames.append(x.unflatten(0, (last - first, batch)))
             statistics.append(stats)
         if self.training:
-            self.decoder.update_running_statistics(statistics, torch.ones(steps))
-        return torch.cat(frames)
+            self.decoder.update_running_statistics(statistics, presented_once(steps, h))
+        return joined(frames)
 
     def _chunks(self, batch: int, border: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Cut the steps 0 .. stop - 1 at `border`, and both parts into about equal runs of at most `time_chunk`."""
+        """Cut the steps 0 .. stop - 1 at `border`, and both parts into about equal runs of at most `time_chunk`.
+
+        By default an accelerator takes all of them in one.
+        """
         chunk = self.config.time_chunk or self._default_chunk(batch)
+        if chunk is None:
+            yield 0, stop
+            return
         for first, last in ((0, border), (border, stop)):
             pieces = -(-(last - first) // chunk)
             edges = [first + (last - first) * k // max(pieces, 1) for k in range(pieces + 1)]
             yield from pairwise(edges)
 
-    def _default_chunk(self, batch: int) -> int:
-        """Time steps at once: all of them on an accelerator, as many as keep activations small on a CPU."""
+    def _default_chunk(self, batch: int) -> int | None:
+        """Time steps at once: on a CPU as many as keep activations small, elsewhere no limit."""
         weight = self.frame_predictor.embed.weight
         if weight.device.type != "cpu":
-            return torch.iinfo(torch.int64).max
+            return None
         side = self.config.image_size // (2 if self.config.backbone == "dcgan" else 1)
         return max(1, _CPU_ACTIVATION_BYTES // (self.config.nf * side * side * weight.element_size() * batch))
 
@@ -218,10 +247,10 @@ class SVG(nn.Module):
         return function(*arguments)
 
 
-def draw_seed(generator: torch.Generator | None) -> Tensor:
-    """A (seed, offset) for the Gaussian ops, on the generator's device: no value is read back by the host."""
-    device = None if generator is None else generator.device
-    return torch.randint(2**63 - 1, (2,), generator=generator, device=device)
+def draw_seed(generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """A (seed, offset) for the Gaussian ops on `device`; without a generator it is drawn there, nothing is moved."""
+    source = device if generator is None else generator.device
+    return torch.randint(2**63 - 1, (2,), generator=generator, device=source).to(device)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights
+from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights, float32_or_wider
 
 
 def _stage(*widths: int) -> nn.Sequential:
@@ -63,7 +63,8 @@ class Decoder(FrameDecoder):
         x = self.normalise(x, first.norm, steps, statistics)
         for block in rest:
             if isinstance(block, nn.ConvTranspose2d):
-                return ops.frame_conv(x, weights[block][0], block.bias, transposed=True).sigmoid()
+                x = ops.frame_conv(x, weights[block][0], block.bias, transposed=True)
+                return float32_or_wider(x).sigmoid()
             x = ops.frame_conv(x, weights[block.conv][0], block.conv.bias)
             x = self.normalise(x, block.norm, steps, statistics)
         return x

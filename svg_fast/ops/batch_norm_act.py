@@ -99,12 +99,29 @@ def update_running_statistics(
     check_number("momentum", momentum)
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+    weights = presentation_weights(repeats, momentum).to(mean)
+    for running, statistic in ((running_mean, mean), (running_var, var)):
+        running.mul_(weights[0]).add_(_weighted_sum(statistic, weights))
+
+
+def presentation_weights(repeats: Tensor, momentum: float) -> Tensor:
+    """repeats (G,) on any device -> (1 + G,) float64 there: what is kept of running statistics, each step's weight."""
     keep = (1 - momentum) ** repeats.to(torch.float64)
     # what is kept of the running statistics, then of each step: the product of all later steps' keep
     kept = torch.cat((keep, keep.new_ones(1))).flip(0).cumprod(0).flip(0)
-    weights = (kept[1:] * (1 - keep)).to(mean).unsqueeze(1)
-    for running, statistic in ((running_mean, mean), (running_var, var)):
-        running.mul_(kept[0]).add_((weights * statistic).sum(0))
+    return torch.cat((kept[:1], kept[1:] * (1 - keep)))
+
+
+def _weighted_sum(statistic: Tensor, weights: Tensor) -> Tensor:
+    return (weights[1:].unsqueeze(1) * statistic).sum(0)
+
+
+@torch.no_grad()
+def advance_running_statistics(running: list[Tensor], statistics: list[Tensor], weights: Tensor) -> None:
+    """`update_running_statistics` of many, unchecked: running (C,), statistics (G, C), `presentation_weights`."""
+    weights = weights.to(statistics[0])
+    torch._foreach_mul_(running, weights[0])
+    torch._foreach_add_(running, [_weighted_sum(statistic, weights) for statistic in statistics])
 
 
 def _fwd_fake(

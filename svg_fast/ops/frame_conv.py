@@ -60,7 +60,9 @@ def prepare_conv(weight: Tensor, *, transposed: bool) -> ConvWeight:
     """Do once what `frame_conv` would do to a weight at every call; good until the weight changes."""
     if _weight_fits(weight):
         return ConvWeight(weight, _pack(weight.detach(), transposed, torch.is_grad_enabled()))
-    return ConvWeight(weight.clone(memory_format=torch.channels_last), [])
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return ConvWeight(weight.to(dtype, memory_format=torch.channels_last, copy=True), [])
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, transposed: bool) -> None:

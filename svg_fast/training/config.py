@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..data.velocity import MOTIONS, Motion
 from ..models.config import preset
 
 Dataset = Literal["smmnist", "kth", "bair"]
+Precision = Literal["float32", "bf16"]
 
 _SEED_LIMIT = 2**63 - 1  # the next one is the test clips'
 
@@ -29,6 +30,9 @@ class TrainConfig:
     n_eval: frames of the sample strips. n_samples: futures drawn for each, of which the best is shown.
     checkpoint_every: steps between checkpoints, beside the one that ends each epoch; 0 for those alone.
     device: "cpu", "cuda", ...; None takes a GPU where there is one. threads: of the CPU; 0 leaves torch's choice.
+    precision: float32, in which TF32 has no part, or bf16 on a GPU: products and activations in bfloat16; parameters,
+    their gradients, Adam's state, BatchNorm's statistics, the LSTMs' cell states, KL and losses stay float32.
+    cuda_graph: on a GPU, whether a step is launched as one CUDA graph; None where that can be, the log says if not.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -48,6 +52,8 @@ class TrainConfig:
     checkpoint_every: int = _free(0)
     device: str | None = _free(None)
     threads: int = _free(0)
+    precision: Precision = "float32"
+    cuda_graph: bool | None = _free(None)
 
     def __post_init__(self) -> None:
         for name, least in {"niter": 1, "epoch_size": 1, "batch_size": 2, "num_digits": 1, "n_samples": 1}.items():
@@ -62,6 +68,8 @@ class TrainConfig:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if self.motion not in MOTIONS:
             raise ValueError(f"motion must be one of {', '.join(MOTIONS)}, got {self.motion!r}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         if self.download and self.data_root is None:
             raise ValueError("download needs a data_root to put MNIST in, got none")
 

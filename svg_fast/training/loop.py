@@ -9,10 +9,11 @@ number of threads, what it would have reached undisturbed.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,9 +24,11 @@ from torch import Tensor
 
 from ..data import MovingMNIST, download_mnist, load_digits
 from ..files import remove_leftovers, replacing
-from ..models import SVG, SVGConfig, SVGOutput
+from ..graphs import Graphed
+from ..models import SVG, SVGConfig
 from . import checkpoint
 from .config import TrainConfig
+from .step import TrainingStep, noise_on_device, on_device
 
 if TYPE_CHECKING:
     from .report import Report
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("svg_fast")
 
 TEST_CLIPS = 5
+LOG_EVERY = 10  # steps, on an accelerator; on a CPU every step is logged
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
 
 
@@ -62,7 +66,8 @@ def train(config: SVGConfig, training: TrainConfig, log_dir: Path, resume: bool 
     data, test_frames, digits = make_data(config, training)
     torch.manual_seed(training.seed)
     model = SVG(config).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=training.lr, betas=(0.9, 0.999), fused=True)
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.Adam(model.parameters(), training.lr, (0.9, 0.999), fused=True, capturable=on_gpu)
     generator = torch.Generator().manual_seed(training.seed)
     folder = prepare_folder(log_dir)
     saved = checkpoint.find_all(folder)
@@ -70,6 +75,10 @@ def train(config: SVGConfig, training: TrainConfig, log_dir: Path, resume: bool 
         raise ValueError(f"{log_dir} already holds a run ({saved[-1].name}); give --resume or another --log-dir")
     first = restore(saved, config, training, digits).into(model, optimizer, generator) if saved else 0
     total = max(first, training.niter * training.epoch_size)
+    noise = noise_on_device(training.seed, first, device) if on_gpu else generator
+    advance: Callable[[Tensor], Tensor] = TrainingStep(model, optimizer, noise, training.precision == "bf16")
+    if training.cuda_graph is not False:
+        advance = Graphed(advance, device, "the training step")
 
     def pictures(step: int) -> Path:
         return log_dir / SAMPLES / f"epoch-{step // training.epoch_size:03d}.gif"
@@ -77,23 +86,23 @@ def train(config: SVGConfig, training: TrainConfig, log_dir: Path, resume: bool 
     def sample(step: int) -> None:
         write_strips(pictures(step), model, test_frames.to(device), training.n_samples, seed=training.seed)
 
-    with report_class(log_dir, first, total, training) as report, catch_signals() as signals:
+    n_frames = config.n_past + config.n_future
+    with report_class(log_dir, first, total, n_frames, training) as report, catch_signals() as signals:
         # a run that was stopped after its checkpoint still owes that epoch's pictures
         if saved and first % training.epoch_size == 0 and not pictures(first).exists():
             sample(first)
-        for step, frames in enumerate(batches(data, training.batch_size, first, total), start=first + 1):
-            out = model(frames.to(device, non_blocking=True), generator=generator)
-            optimizer.zero_grad(set_to_none=True)
-            out.loss.backward()
+        frames = on_device(batches(data, training.batch_size, first, total), device)
+        for step, batch in enumerate(frames, start=first + 1):
+            losses = advance(batch)
             ends_epoch = step % training.epoch_size == 0
-            # reading a loss back stalls an accelerator: there, not every step
-            if device.type == "cpu" or step % 10 == 0 or ends_epoch:
-                check_finite(out, model, step, saved)
-                report.step(step, out)
-            optimizer.step()
             stopping = bool(signals)  # read once: a signal that comes later is the next step's, or the epoch's end's
-            if ends_epoch or stopping or (training.checkpoint_every and step % training.checkpoint_every == 0):
-                check_finite(out, model, step, saved)
+            saves = ends_epoch or stopping or (training.checkpoint_every and step % training.checkpoint_every == 0)
+            # reading losses back stalls an accelerator: there, not every step
+            if device.type == "cpu" or saves or step % LOG_EVERY == 0:
+                values = losses.tolist()
+                check_finite(values, model, step, saved)
+                report.step(step, *values)
+            if saves:
                 report.flush()
                 saved.append(checkpoint.save(folder, step, model, optimizer, generator, training, digits))
             if ends_epoch and not stopping:
@@ -122,9 +131,17 @@ def prepare_device(training: TrainConfig) -> torch.device:
         torch.set_num_threads(training.threads)
     name = training.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(1, device=name).device
+        device = torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be one that torch can use here, got {name!r}") from error
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions alone; float32 means float32
+        return device
+    if training.precision != "float32":
+        raise ValueError(f"precision {training.precision} needs a GPU (a CPU is slower with it), got device {name!r}")
+    if training.cuda_graph:
+        raise ValueError(f"cuda_graph needs a GPU, got device {name!r}")
+    return device
 
 
 def restore(saved: list[Path], config: SVGConfig, training: TrainConfig, digits: int) -> checkpoint.Checkpoint:
@@ -176,21 +193,27 @@ def batches(data: MovingMNIST, batch_size: int, first: int, last: int) -> Iterat
         yield data.clips(range(step * batch_size, (step + 1) * batch_size)).frames
 
 
-def check_finite(out: SVGOutput, model: SVG, step: int, saved: list[Path]) -> None:
-    """NonFiniteLoss, saying what to look at, unless the loss and all parameters are finite."""
-    broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
-    if out.loss.isfinite() and not broken:
+def check_finite(losses: list[float], model: SVG, step: int, saved: list[Path]) -> None:
+    """NonFiniteLoss, saying what to look at, unless loss, mse, kl and all parameters are finite."""
+    parameters = dict(model.named_parameters())
+    broken = non_finite(parameters)
+    if all(map(math.isfinite, losses)) and not broken:
         return
-    terms = f"mse {out.mse.item():g}, kl {out.kl.item():g}"
-    culprits = broken or [
-        name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-    ]
-    where = f"; first non-finite {'parameter' if broken else 'gradient'}: {culprits[0]}" if culprits else ""
+    # the gradients of this step tell where it began; the parameters are all broken by now
+    gradients = non_finite({name: p.grad for name, p in parameters.items() if p.grad is not None})
+    culprit = f"gradient: {gradients[0]}" if gradients else f"parameter: {broken[0]}" if broken else ""
+    where = f"; first non-finite {culprit}" if culprit else ""
     kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
     raise NonFiniteLoss(
-        f"the loss is not finite at step {step}: {terms}{where}. Look at a smaller --lr (an exploding kl: a smaller"
-        f" --beta), then at the data; {kept}"
+        f"the loss is not finite at step {step}: mse {losses[1]:g}, kl {losses[2]:g}{where}. Look at a smaller --lr (an"
+        f" exploding kl: a smaller --beta), then at the data; {kept}"
     )
+
+
+def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold a number that is not finite; one value is read back for all of them."""
+    finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors.values()])
+    return [name for name, good in zip(tensors, finite.tolist(), strict=True) if not good]
 
 
 def prepare_folder(log_dir: Path) -> Path:

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from ..evaluation.figures import loss_figure
 from ..files import replacing
-from ..models import SVGOutput
 from .config import TrainConfig
 
 _HEADER = "step,loss,mse,kl"
@@ -21,8 +20,8 @@ _ROW = re.compile(r"\d+(,[-+.\deinfa]+){3}")
 class Report:
     """A context manager; losses are logged as published: mse and kl divided by T (though T - 1 terms are summed)."""
 
-    def __init__(self, log_dir: Path, first: int, last: int, training: TrainConfig) -> None:
-        self.log_dir, self.training = log_dir, training
+    def __init__(self, log_dir: Path, first: int, last: int, n_frames: int, training: TrainConfig) -> None:
+        self.log_dir, self.n_frames, self.training = log_dir, n_frames, training
         self.csv = log_dir / "losses.csv"
         # what an interrupted run logged past its checkpoint will be logged again; a row cut short is left out
         rows = self.csv.read_text(errors="replace").splitlines() if self.csv.exists() and first else []
@@ -37,10 +36,9 @@ class Report:
     def __enter__(self) -> Report:
         return self
 
-    def step(self, step: int, out: SVGOutput) -> None:
-        """Log one training step; reads the losses back from the device."""
-        n_frames = len(out.mse_per_step) + 1
-        losses = {"loss": out.loss.item(), "mse": out.mse.item() / n_frames, "kl": out.kl.item() / n_frames}
+    def step(self, step: int, loss: float, mse: float, kl: float) -> None:
+        """Log one training step."""
+        losses = {"loss": loss, "mse": mse / self.n_frames, "kl": kl / self.n_frames}
         self.losses.append(tuple(losses.values()))
         for name, value in losses.items():
             self.writer.add_scalar(f"train/{name}", value, step)
