@@ -4,7 +4,8 @@ PYTHON ?= python3
 TORCH := torch==2.13.0
 BIN := .venv/bin
 SOURCES := svg_fast tests benchmarks setup.py
-COMPILED := setup.py CMakeLists.txt $(shell find csrc -name "*.h" -o -name "*.cpp")
+CPP := -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh"
+COMPILED := setup.py CMakeLists.txt csrc/cuda/kernels.cmake $(shell find csrc $(CPP))
 
 .PHONY: build train test lint types unit sanitize bench clean
 
@@ -24,7 +25,7 @@ test: lint types unit
 lint: build
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name "*.h" -o -name "*.cpp")
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests $(CPP))
 
 types: build
 	$(BIN)/mypy
@@ -32,9 +33,11 @@ types: build
 unit: build
 	$(BIN)/pytest
 
-# The op tests under AddressSanitizer and UndefinedBehaviorSanitizer, with every instruction set that the CPU has.
+# The op tests under AddressSanitizer and UndefinedBehaviorSanitizer, with every instruction set that the CPU has; then
+# on emulated CUDA kernels, also under ThreadSanitizer.
 sanitize: build
 	$(BIN)/python tests/sanitize.py
+	$(BIN)/python tests/sanitize_kernels.py
 
 # Every benchmark against its peers in one run, then a picture of it; needs a quiet machine.
 bench: build

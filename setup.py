@@ -83,6 +83,15 @@ class CMakeBuild(build_ext):
             self.warn(f"svg_fast is installed without compiled kernels, slower references take their place: {error}")
 
     def compile(self, target: Path) -> None:
+        try:
+            told = self.cmake(target)
+        except BuildError as error:  # of nvcc, or one that comes again
+            told = self.cmake(target, "-DSVG_CUDA=OFF", f"-DSVG_NO_CUDA={error}")
+            self.warn(f"svg_fast is installed without its CUDA kernels: {error}")
+        self.announce(told, level=logging.INFO)
+
+    def cmake(self, target: Path, *options: str) -> str:
+        """Builds into the folder `target`; what was found, in a line."""
         tools = find_tools()
         folder = Path(self.build_temp).resolve()
         shutil.rmtree(folder, ignore_errors=True)  # paths in it may be those of an environment that is gone
@@ -91,10 +100,12 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+            *options,
         )
         run(tools["cmake"], "--build", folder)
         told = next(line for line in configured.splitlines() if "svg_fast:" in line)
-        self.announce(told.removeprefix("-- "), level=logging.INFO)
+        return told.removeprefix("-- ")
 
 
 setup(ext_modules=[Extension("svg_fast._C", sources=[], optional=True)], cmdclass={"build_ext": CMakeBuild})

@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <iterator>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -17,7 +19,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = SVG_COMPILER;
   m.attr("cpu_capabilities") = capabilities;
   m.attr("cpu_capability") = svg_fast::capability_name(svg_fast::capability());
-  m.attr("cuda_architectures") = std::vector<std::string>();
+  std::istringstream architectures(SVG_CUDA_ARCHITECTURES);
+  m.attr("cuda_architectures") =
+      std::vector<std::string>(std::istream_iterator<std::string>(architectures), std::istream_iterator<std::string>());
   m.attr("nvcc") = SVG_NVCC;
   m.attr("left_out") = SVG_LEFT_OUT;
   m.attr("signatures") = svg_fast::signatures();

@@ -41,6 +41,7 @@ def build() -> None:
         "-G",
         "Ninja",
         "-DSANITIZE=address,undefined",
+        "-DSVG_CUDA=OFF",
         *options,
     ]
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)

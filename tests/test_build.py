@@ -141,6 +141,55 @@ def test_a_compiler_that_fails_in_the_middle_is_told(sources: Path, tmp_path: Pa
 
 
 @needs_tools
+@pytest.mark.parametrize(
+    ("nvcc", "told"),
+    [
+        ("", "CUDA (there is no nvcc)"),
+        ("exit 1", "CUDA (nvcc does not work: )"),
+        ('echo "x.h:1: #error unsupported GNU \\"version\\"; sorry"; exit 1', "#error unsupported GNU version sorry)"),
+    ],
+)
+def test_an_nvcc_that_does_not_work_is_told(sources: Path, tmp_path: Path, nvcc: str, told: str) -> None:
+    path = script(tmp_path / "nvcc", nvcc) if nvcc else "OFF"
+    cmake = shutil.which("cmake", path=TOOLS)
+    assert cmake is not None
+    options = ("-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", f"-DNVCC={path}")
+    command = [cmake, "-S", str(sources), "-B", str(tmp_path / "build"), *options]
+    done = subprocess.run(command, env=os.environ | {"PATH": TOOLS}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if "svg_fast:" in line)
+    assert "CUDA kernels for compute capabilities: ;" in line
+    assert line.endswith(told)
+
+
+def test_an_nvcc_that_fails_in_the_middle_leaves_the_rest(sources: Path, tmp_path: Path) -> None:
+    """A cmake that finds everything and then fails, unless it is asked to leave CUDA out."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    folder = tmp_path / "asked"
+    script(
+        tools / "cmake",
+        f"""case "$1 $*" in
+          -S*SVG_CUDA=OFF*) echo "$*" > {folder}; echo "-- svg_fast: all is well";;
+          -S*) echo > {folder}; echo "-- svg_fast: all is well";;
+          *) grep -q OFF {folder} || {{ echo "lstm.cu(1): error: out of luck"; exit 1; }}
+             target=$(sed 's/.*OUTPUT_DIRECTORY=\\([^ ]*\\).*/\\1/' {folder})
+             mkdir -p "$target"; touch "$target/_C{sysconfig.get_config_var("EXT_SUFFIX")}";;
+        esac""",
+    )
+    for tool in ("ninja", "c++"):
+        script(tools / tool, "exit 0")
+    path = os.pathsep.join((str(tools), os.defpath))
+    output = python(
+        *("setup.py", "build_ext", "--inplace"), folder=sources, executable=python_with(tmp_path / "venv"), PATH=path
+    )
+    told = "cmake failed with 'lstm.cu(1): error: out of luck'"
+    assert f"svg_fast is installed without its CUDA kernels: {told}" in output
+    assert f"-DSVG_NO_CUDA={told}" in folder.read_text()
+    assert GIVEN_UP not in output
+
+
+@needs_tools
 def test_a_build_that_pip_isolates_finds_torch(sources: Path, tmp_path: Path) -> None:
     """pip hides the environment's packages so, and lends those that the build requires."""
     overlay = tmp_path / "overlay"

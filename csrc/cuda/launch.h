@@ -1,0 +1,50 @@
+// What host functions of CUDA kernels use: registration, the device and stream of a tensor, facts to choose a kernel
+// by, and launches. Compiled by nvcc it is the CUDA runtime; by a C++ compiler the emulator (tests/emulator/host.h),
+// whose device is the CPU and whose facts a test chooses.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <string>
+
+#include "../common.h"
+#include "../signature.h"
+#include "primitives.h"
+
+namespace svg_fast {
+
+// Of the current device.
+struct DeviceFacts {
+  int compute_capability;  // 10 * major + minor: 80, 90, 100
+  int multiprocessors;
+};
+DeviceFacts device_facts();
+
+// Blocks in one cluster or, of a cooperative launch, all alive together; dynamic shared memory of each block.
+struct LaunchShape {
+  dim3 grid, block;
+  uint32_t cluster = 1;
+  uint32_t shared_bytes = 0;
+  bool cooperative = false;
+};
+
+// How many clusters of this shape, or blocks where it has none, the current device runs at once; 0 where it cannot.
+template <typename... Parameters>
+int most_at_once(void (*kernel)(Parameters...), const LaunchShape& shape);
+
+// Runs the kernel on the stream, on the current device. Says which kernel it was, and why, where that cannot be.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream, Arguments... arguments);
+
+// `const CurrentDevice device(tensor);` makes the tensor's device the current one while it lives.
+// `current_stream(tensor)` is PyTorch's on the tensor's device.
+
+}  // namespace svg_fast
+
+#ifdef __CUDACC__
+#include "runtime.h"
+#else
+#include "emulator/host.h"
+#endif
