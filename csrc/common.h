@@ -1,4 +1,4 @@
-// What every kernel's host function uses: checks that say what was wanted and what came.
+// What every kernel's host function uses, above all checks that say what was wanted and what came.
 #pragma once
 
 #include <torch/csrc/stable/c/shim.h>
@@ -15,6 +15,8 @@ namespace svg_fast {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename Sizes>
 std::string shape_text(const Sizes& sizes) {

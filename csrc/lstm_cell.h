@@ -6,6 +6,8 @@
 
 namespace svg_fast {
 
+constexpr int kGates = 4;
+
 template <typename V>
 struct LSTMGates {
   V i, f, g, o;

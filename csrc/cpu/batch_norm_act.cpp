@@ -12,8 +12,8 @@
 #include <type_traits>
 
 #include "../signature.h"
+#include "../tensors.h"
 #include "parallel.h"
-#include "tensors.h"
 
 namespace svg_fast {
 namespace {

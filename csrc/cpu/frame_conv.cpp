@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "../signature.h"
+#include "../tensors.h"
 #include "channel_sums.h"
 #include "parallel.h"
 #include "scratch.h"
-#include "tensors.h"
 #include "thin_conv.h"
 #include "winograd_conv.h"
 

@@ -10,11 +10,10 @@
 #include <cstdint>
 #include <numeric>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "../signature.h"
-#include "tensors.h"
+#include "../tensors.h"
 
 namespace svg_fast {
 namespace {
@@ -24,15 +23,6 @@ constexpr int64_t kElementsPerTask = 4096;
 
 // Bytes of a tensor; five to nine such tensors, as many as a pass goes through, are more than most caches hold.
 constexpr int64_t kLargeTensor = int64_t{8} << 20;
-
-template <typename T>
-const GaussianPasses<T>& passes() {
-  if constexpr (std::is_same_v<T, double>) {
-    return gaussian_kernels().float64;
-  } else {
-    return gaussian_kernels().float32;
-  }
-}
 
 // What an op was given; the gradient of a sample needs no mu.
 struct Arguments {
@@ -116,7 +106,7 @@ Outputs forward_as(const Arguments& given, bool sample, bool kl) {
   const Inputs<T> inputs(given, mu, sample);
   const OptionalTensor z = sample ? OptionalTensor(new_tensor<T>(mu.sizes())) : std::nullopt;
   T* z_data = sample ? z->mutable_data_ptr<T>() : nullptr;
-  const GaussianPasses<T>& kernels = passes<T>();
+  const GaussianPasses<T>& kernels = gaussian_passes<T>();
   std::vector<double> sums(steps.count * steps.blocks());
   steps.each_block(
       [&](int64_t, int64_t k, GaussianBlock block) { sums[k] = kernels.forward(inputs.raw, block, z_data, kl); });
@@ -153,7 +143,7 @@ Gradients backward_as(const Arguments& given, const OptionalTensor& dz, const Op
   const Tensor dmu = make(kl), dlogvar = make(true), dmu_p = make(prior), dlogvar_p = make(prior);
   const GaussianOutputs<T> outputs{dmu.mutable_data_ptr<T>(), dlogvar.mutable_data_ptr<T>(),
                                    dmu_p.mutable_data_ptr<T>(), dlogvar_p.mutable_data_ptr<T>()};
-  const GaussianPasses<T>& kernels = passes<T>();
+  const GaussianPasses<T>& kernels = gaussian_passes<T>();
   steps.each_block([&](int64_t step, int64_t, GaussianBlock block) {
     kernels.backward(inputs.raw, block, {dz_data, kl, kl ? dkl_data[step] / steps.batch : T{0}}, outputs);
   });

@@ -10,10 +10,10 @@
 #include <tuple>
 
 #include "../signature.h"
+#include "../tensors.h"
 #include "lstm.h"
 #include "matrix.h"
 #include "parallel.h"
-#include "tensors.h"
 
 namespace svg_fast {
 namespace {

@@ -6,9 +6,9 @@
 
 #include <cstdint>
 
+#include "../tensors.h"
 #include "parallel.h"
 #include "product.h"
-#include "tensors.h"
 
 namespace svg_fast {
 

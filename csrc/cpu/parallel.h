@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <numeric>
 
-namespace svg_fast {
+#include "../common.h"
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+namespace svg_fast {
 
 // A task this long takes some microseconds, longer than handing it to a thread.
 constexpr int64_t kTaskFlops = int64_t{1} << 18;

@@ -11,7 +11,7 @@
 #include <optional>
 #include <vector>
 
-#include "../common.h"
+#include "common.h"
 
 namespace svg_fast {
 
