@@ -1,6 +1,6 @@
 """The table of op cases that tests and benchmarks share: one row is one public op in one situation.
 
-T steps, B batch, H hidden units, I inputs, L layers, Z latent dimensions; G steps of N images, C channels.
+T steps, B batch, H hidden units, I inputs, L layers, O outputs, Z latent dimensions; G steps of N images, C channels.
 """
 
 from __future__ import annotations
@@ -84,6 +84,24 @@ def _lstm_step(L: int, B: int, I: int, H: int) -> Callable[[Draw], dict[str, Any
         "b_ih": [draw(4 * H, std=H**-0.5) for _ in range(L)],
         "b_hh": [draw(4 * H, std=H**-0.5) for _ in range(L)],
     }
+
+
+def _lstm_net_step(
+    *sizes: int, eps: bool = False, seed: int | None = None, heads: int = 2
+) -> Callable[[Draw], dict[str, Any]]:
+    """Sizes L, B, I, H, O; one head as the frame predictor has it, two as a posterior or prior; its noise, if any."""
+    layers, batch, width, hidden, outputs = sizes
+
+    def make(draw: Draw) -> dict[str, Any]:
+        inputs = _lstm_step(layers, batch, hidden, hidden)(draw) | {"x": draw(batch, width)}
+        inputs |= {"w_embed": draw(hidden, width, std=width**-0.5), "b_embed": draw(hidden)}
+        inputs["w_head"] = [draw(outputs, hidden, std=hidden**-0.5) for _ in range(heads)]
+        inputs["b_head"] = [draw(outputs) for _ in range(heads)]
+        if eps:
+            inputs["eps"] = draw(batch, outputs)
+        return inputs if seed is None else inputs | {"seed": seed}
+
+    return make
 
 
 def _gaussian(
@@ -179,6 +197,23 @@ CASES = [
         }.items()
     ),
     *(Case("lstm_step", name, _lstm_step(2, 4, 10, 16), layout) for name, layout in _LAYOUTS.items()),
+    *(
+        Case("lstm_net_step", situation, make)
+        for situation, make in {
+            "ordinary": _lstm_net_step(2, 4, 10, 16, 6, eps=True),
+            "odd sizes": _lstm_net_step(2, 3, 5, 3, 7, eps=True),
+            "predictor": _lstm_net_step(2, 4, 10, 16, 12, heads=1),
+            "posterior": _lstm_net_step(1, 4, 10, 16, 6),
+            "seed": _lstm_net_step(1, 17, 10, 40, 6, seed=3),
+            "batch of one": _lstm_net_step(2, 1, 10, 16, 6, eps=True),
+            "empty batch": _lstm_net_step(2, 0, 10, 16, 6, eps=True),
+            "large": _lstm_net_step(2, 100, 138, 256, 128, heads=1),
+        }.items()
+    ),
+    *(
+        Case("lstm_net_step", name, _lstm_net_step(2, 4, 10, 16, 6, eps=True), layout)
+        for name, layout in _LAYOUTS.items()
+    ),
     *(Case("gaussian_rsample", situation, _gaussian(*shape, eps=True)) for situation, shape in _TBZ.items()),
     *(Case("gaussian_rsample", name, _gaussian(5, 4, 10, eps=True), layout) for name, layout in _LAYOUTS.items()),
     Case("gaussian_rsample", "one number", _gaussian(eps=True)),

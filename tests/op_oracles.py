@@ -73,6 +73,30 @@ def lstm_step(x: Tensor, h: Tensor, c: Tensor, **weights: list[Tensor]) -> tuple
     return tuple(torch.stack(column) for column in zip(*states, strict=True))
 
 
+@torch.no_grad()
+def lstm_net_step(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    w_embed: Tensor,
+    b_embed: Tensor,
+    w_head: list[Tensor],
+    b_head: list[Tensor],
+    eps: Tensor | None = None,
+    seed: int | None = None,
+    **cells: list[Tensor],
+) -> tuple[Tensor, ...]:
+    def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return functional_call(nn.Linear(w.shape[1], w.shape[0], dtype=w.dtype), {"weight": w, "bias": b}, (x,))
+
+    h, c = lstm_step(linear(x, w_embed, b_embed), h, c, **cells)
+    outputs = [linear(h[-1], w, b) for w, b in zip(w_head, b_head, strict=True)]
+    if len(outputs) == 1:
+        return h, c, outputs[0].tanh()
+    sample = gaussian_rsample(*outputs, eps=eps, seed=seed) if eps is not None or seed is not None else ()
+    return h, c, *outputs, *sample
+
+
 def gaussian_rsample(
     mu: Tensor, logvar: Tensor, *, eps: Tensor | None = None, seed: int | None = None
 ) -> tuple[Tensor, ...]:

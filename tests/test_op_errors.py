@@ -15,6 +15,7 @@ from svg_fast.testing import select
 DEFAULTS: dict[str, dict[str, Any]] = {
     "lstm_layer": select("lstm_layer", "odd sizes")[0].inputs(),  # T 3, B 2, H 3
     "lstm_step": select("lstm_step", "odd sizes")[0].inputs(),  # L 2, B 3, I 5, H 3
+    "lstm_net_step": select("lstm_net_step", "odd sizes")[0].inputs(),  # L 2, B 3, I 5, H 3, O 7
     "gaussian_rsample": select("gaussian_rsample", "seed")[0].inputs(),  # T 5, B 4, Z 10
     "gaussian_kl": select("gaussian_kl", "odd sizes")[0].inputs(),  # T 3, B 2, Z 7
     "gaussian_rsample_kl": select("gaussian_rsample_kl", "odd sizes")[0].inputs(),
@@ -58,6 +59,22 @@ WRONG: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
         ({"w_hh": [W_HH[0], W_IH[0]]}, ValueError, "w_hh[1] must have shape [12, 3], got [12, 5]"),
         ({"b_ih": [B[0], B[0].to(INT)]}, TypeError, "b_ih[1] must be a floating-point tensor, got torch.int64"),
         ({"b_hh": [B[0], zeros(3)]}, ValueError, "b_hh[1] must have shape [12], got [3]"),
+    ],
+    "lstm_net_step": [
+        ({"x": zeros(3, 5, dtype=INT)}, TypeError, "x must be a floating-point tensor, got torch.int64"),
+        ({"x": zeros(3)}, ValueError, "x must have 2 dimensions (B, I), got shape [3]"),
+        ({"c": zeros(2, 4, 3)}, ValueError, "c must have shape [2, 3, 3], got [2, 4, 3]"),
+        ({"w_embed": zeros(3, 4)}, ValueError, "w_embed must have shape [3, 5], got [3, 4]"),
+        ({"b_embed": zeros(5)}, ValueError, "b_embed must have shape [3], got [5]"),
+        ({"w_ih": W_IH}, ValueError, "w_ih[0] must have shape [12, 3], got [12, 5]"),
+        ({"w_head": [zeros(7, 3)] * 3}, ValueError, "w_head must hold one tensor for each head (1 or 2), got 3"),
+        ({"b_head": [zeros(7)]}, ValueError, "b_head must hold one tensor for each head (1 or 2), got 1"),
+        ({"w_head": [zeros(7, 3), zeros(6, 3)]}, ValueError, "w_head[1] must have shape [7, 3], got [6, 3]"),
+        ({"w_head": [zeros(7)] * 2}, ValueError, "w_head[0] must have 2 dimensions (O, H), got shape [7]"),
+        ({"w_head": zeros(7, 3), "b_head": 1.0}, ValueError, "w_head must hold one tensor for each head"),
+        ({"seed": 1}, ValueError, "give seed or eps, not both"),
+        ({"eps": zeros(7)}, ValueError, "eps must have shape [3, 7], got [7]"),
+        ({"w_head": [zeros(7, 3)], "b_head": [zeros(7)]}, ValueError, "they need two heads, mu and logvar, got 1"),
     ],
     "gaussian_rsample": [
         ({"mu": zeros(5, 4, 10, dtype=INT)}, TypeError, "mu must be a floating-point tensor, got torch.int64"),

@@ -20,7 +20,8 @@ FLOAT32_WINOGRAD = 3e-6  # as in test_frame_conv.py
 BFLOAT16_ULP = 2.0**-7
 
 # frame_conv leaves other precisions than float32, and autocast, to stock torch: see test_frame_conv.py
-DIFFERENTIABLE = [case for case in CASES if case.op not in ("frame_conv", "update_running_statistics")]
+NO_GRADIENT = ("lstm_net_step", "update_running_statistics")
+DIFFERENTIABLE = [case for case in CASES if case.op not in ("frame_conv", *NO_GRADIENT)]
 SMALL = [case for case in DIFFERENTIABLE if case.situation.startswith(("odd sizes", "one number", "seed"))]
 ORDINARY = [case for case in CASES if case.situation in ("ordinary", "ordinary, channels_last")]
 
@@ -31,7 +32,8 @@ def call(op: str) -> Op:
     """The public op, returning a tuple of tensors; an op that works in place returns what it changed."""
 
     def run(**inputs: Any) -> tuple[Tensor, ...]:
-        outputs = getattr(ops, op)(**inputs)
+        with torch.set_grad_enabled(op not in NO_GRADIENT):
+            outputs = getattr(ops, op)(**inputs)
         if outputs is None:
             return inputs["running_mean"], inputs["running_var"]
         return (outputs,) if isinstance(outputs, Tensor) else outputs
@@ -87,35 +89,48 @@ def assert_close(got: list[Tensor], want: list[Tensor], bound: float) -> None:
             assert error <= bound * scale, f"tensor {k}: error {error:.2e} of {scale:.2e}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_values_and_gradients(case: Case, dtype: torch.dtype) -> None:
-    inputs = case.inputs(dtype)
-    wide = map_floating(inputs, lambda x: x.double().contiguous())
+def compare_with_float64(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
+    """float64 or float32 on a device against the oracle on the CPU."""
+    inputs = case.inputs(dtype, device)
+    wide = map_floating(case.inputs(dtype), lambda x: x.double().contiguous())
     want = evaluate(getattr(op_oracles, case.op), wide)
-    got = evaluate(call(case.op), inputs)
+    got = [x.cpu() for x in evaluate(call(case.op), inputs)]
     assert all(x.dtype == dtype for x in got)
     narrow = FLOAT32_SEEDED if "seed" in inputs else FLOAT32_WINOGRAD if case.op == "frame_conv" else FLOAT32
     assert_close(got, want, FLOAT64 if dtype == torch.float64 else narrow)
 
 
-@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
-def test_bfloat16_is_float32_rounded(case: Case) -> None:
-    """Outputs to one bfloat16 ulp of each element; gradients, whose saved outputs are rounded too, of the largest.
+def compare_with_float32(case: Case, dtype: torch.dtype, device: str = "cpu", *, rounded_between: bool = False) -> None:
+    """A 16-bit dtype against float32, both there: outputs to one ulp of each element; gradients, whose saved outputs
+    are rounded too, of the largest. What stays in float32 (cell states, statistics, KL) was never rounded.
 
-    What stays in float32 (cell states, statistics, KL) was never rounded.
+    rounded_between: a kernel that rounds what goes from step to step has outputs to one ulp of the largest.
     """
-    inputs = case.inputs(torch.bfloat16)
+    inputs = case.inputs(dtype, device)
     want = evaluate(call(case.op), map_floating(inputs, lambda x: x.float()))
     got = evaluate(call(case.op), inputs)
-    n_outputs = len(got) - len(list(floating(inputs)))
+    n_outputs = len(got) - (0 if case.op in NO_GRADIENT else len(list(floating(inputs))))
+    ulp = torch.finfo(dtype).eps
     for a, b in zip(got[:n_outputs], want[:n_outputs], strict=True):
-        if a.dtype == torch.bfloat16:
-            assert ((a - b).abs() <= BFLOAT16_ULP * b.abs()).all()
+        if rounded_between:
+            assert_close([a], [b], ulp)
+        elif a.dtype == dtype:
+            assert ((a - b).abs() <= ulp * b.abs()).all()
         else:
             assert_close([a], [b], FLOAT32)
-    assert all(x.dtype == torch.bfloat16 for x in got[n_outputs:])
-    assert_close(got[n_outputs:], want[n_outputs:], BFLOAT16_ULP)
+    assert all(x.dtype == dtype for x in got[n_outputs:])
+    assert_close(got[n_outputs:], want[n_outputs:], ulp)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(case: Case, dtype: torch.dtype) -> None:
+    compare_with_float64(case, dtype)
+
+
+@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
+def test_bfloat16_is_float32_rounded(case: Case) -> None:
+    compare_with_float32(case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("case", ORDINARY, ids=str)
@@ -227,7 +242,8 @@ def test_opcheck(case: Case, dtype: torch.dtype) -> None:
 
 def test_opcheck_covers_every_declared_op() -> None:
     checked = {f"{case.op}_{way}" for case in OPCHECKED for way in ("fwd", "bwd")}
-    elsewhere = {op for op in backend.ops() if op.startswith(("frame_conv", "moving_mnist"))}  # in files of their own
+    in_files_of_their_own = ("frame_conv", "lstm_net_step", "moving_mnist")
+    elsewhere = {op for op in backend.ops() if op.startswith(in_files_of_their_own)}
     assert set(backend.ops()) == checked | elsewhere
 
 

@@ -29,9 +29,6 @@ SVG_INLINE void add_products(const T* const (&a)[kRows], const T* const (&b)[kSu
 #pragma GCC unroll 4
   for (int j = 0; j < kSums<T>; ++j) {
     const Vec<T> factor = load_lanes(b[j] + k);
-#ifdef PF
-    __builtin_prefetch(b[j] + k + PF);
-#endif
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       sums[r][j] += values[r] * factor;

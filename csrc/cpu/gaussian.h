@@ -53,4 +53,13 @@ struct GaussianKernels {
 
 SVG_DECLARE_KERNELS(GaussianKernels, gaussian_kernels)
 
+template <typename T>
+const GaussianPasses<T>& gaussian_passes() {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return gaussian_kernels().float64;
+  } else {
+    return gaussian_kernels().float32;
+  }
+}
+
 }  // namespace svg_fast

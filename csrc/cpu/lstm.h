@@ -4,11 +4,10 @@
 
 #include <cstdint>
 
+#include "../lstm_cell.h"
 #include "capability.h"
 
 namespace svg_fast {
-
-constexpr int64_t kGates = 4;
 
 // One step forward: where the states come from and go to.
 template <typename T>

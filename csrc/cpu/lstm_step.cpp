@@ -1,6 +1,6 @@
 // One time step of a stack of LSTM layers. L layers, B batch, H hidden units, I inputs; gates packed (i, f, g, o).
-//
-// Forward reads the weights as they are: packing them would cost a small batch more than the step itself.
+#include "lstm_step.h"
+
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -9,65 +9,20 @@
 #include <vector>
 
 #include "../signature.h"
+#include "../tensors.h"
 #include "lstm.h"
 #include "matrix.h"
 #include "parallel.h"
-#include "tensors.h"
 
 namespace svg_fast {
 namespace {
 
 using torch::stable::select;
 
-void check_states(const Tensor& x, const Tensor& h, const Tensor& c) {
-  check_rank("x", x, 2);
-  check_rank("h", h, 3);
-  check_at_least("the number of layers", h.size(0), 1);
-  check_shape("h", h, {h.size(0), x.size(0), h.size(2)});
-  check_shape("c", c, {h.size(0), x.size(0), h.size(2)});
-}
-
-void check_matrices(const char* name, const Tensors& weights, const Tensor& h, int64_t inputs) {
-  const int64_t layers = h.size(0), hidden = h.size(2);
-  STD_TORCH_CHECK(static_cast<int64_t>(weights.size()) == layers, name, " must hold ", layers, " tensors, got ",
-                  weights.size());
-  for (const Tensor& w : weights) {
-    check_shape(name, w, {kGates * hidden, inputs});
-    inputs = hidden;
-  }
-}
-
-void check_biases(const char* name, const Tensors& biases, const Tensor& h) {
-  const int64_t layers = h.size(0), hidden = h.size(2);
-  STD_TORCH_CHECK(static_cast<int64_t>(biases.size()) == layers, name, " must hold ", layers, " tensors, got ",
-                  biases.size());
-  for (const Tensor& b : biases) {
-    check_shape(name, b, {kGates * hidden});
-  }
-}
-
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& h, const Tensor& c, const Tensors& w_ih,
-                                           const Tensors& w_hh, const Tensors& b_ih, const Tensors& b_hh) {
-  const int64_t layers = h.size(0), batch = h.size(1), hidden = h.size(2), state = batch * hidden;
-  const Tensor h_next = new_tensor<T>({layers, batch, hidden}), c_next = new_tensor<T>({layers, batch, hidden});
-  const Tensor gates = new_tensor<T>({layers, batch, kGates * hidden});
-  const int64_t panels = divide_up(hidden, lstm_functions<T>().panel_units);
-  const T *below = x.const_data_ptr<T>(), *h_prev = h.const_data_ptr<T>();
-  LSTMForward<T> step{hidden, c.const_data_ptr<T>(), c_next.mutable_data_ptr<T>(), h_next.mutable_data_ptr<T>(),
-                      gates.mutable_data_ptr<T>()};
-  for (int64_t k = 0; k < layers; ++k) {
-    const LSTMWeights<T> weights{w_ih[k].size(1), w_ih[k].const_data_ptr<T>(), w_hh[k].const_data_ptr<T>(),
-                                 b_ih[k].const_data_ptr<T>(), b_hh[k].const_data_ptr<T>()};
-    const int64_t flops = 2 * batch * kGates * hidden * (weights.inputs + hidden);
-    parallel_panels(panels, batch, product_functions<T>().tile_rows, flops,
-                    [&](int64_t panel, int64_t row, int64_t rows) {
-                      lstm_functions<T>().forward_unpacked(step, weights, below, h_prev, panel, row, rows);
-                    });
-    below = step.h;
-    h_prev += state;
-    step = {hidden, step.c_prev + state, step.c + state, step.h + state, step.gates + kGates * state};
-  }
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& h, const Tensor& c, const LSTMStack& stack) {
+  const Tensor gates = new_tensor<T>({h.size(0), h.size(1), kGates * h.size(2)});
+  const auto [h_next, c_next] = step_stack<T>(x, h, c, stack, gates.mutable_data_ptr<T>());
   return {h_next, c_next, gates};
 }
 
@@ -80,8 +35,9 @@ std::tuple<Tensor, Tensor, Tensor> lstm_step_fwd(const Tensor& x, const Tensor& 
   check_biases("b_hh", b_hh, h);
   const ScalarType dtype = compute_dtype(x);
   const auto run = dtype == ScalarType::Double ? forward<double> : forward<float>;
-  const auto [h_next, c_next, gates] = run(dense(x, dtype), dense(h, dtype), dense(c, dtype), dense(w_ih, dtype),
-                                           dense(w_hh, dtype), dense(b_ih, dtype), dense(b_hh, dtype));
+  const auto [h_next, c_next, gates] =
+      run(dense(x, dtype), dense(h, dtype), dense(c, dtype),
+          {dense(w_ih, dtype), dense(w_hh, dtype), dense(b_ih, dtype), dense(b_hh, dtype)});
   return {converted(h_next, h.scalar_type()), converted(c_next, c.scalar_type()), gates};
 }
 

@@ -53,8 +53,16 @@ def declare(schema: str, *, reference: Callable[..., Any], fake: Callable[..., A
     return getattr(torch.ops.svg_fast, name).default
 
 
-def _refuse(_ctx: Any, *_gradients: Any) -> None:
-    raise RuntimeError("the ops of svg_fast can be differentiated once: a gradient of their gradient is not to be had")
+def refuse_gradient(name: str, why: str) -> None:
+    """Let a backward pass through the declared op `name` raise an error that tells why.
+
+    Without this PyTorch would take the op's results for constants, with a warning.
+    """
+
+    def refuse(_ctx: Any, *_gradients: Any) -> None:
+        raise RuntimeError(why)
+
+    torch.library.register_autograd(f"svg_fast::{name}", refuse, lib=_LIBRARY)
 
 
 def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> Callable[..., Any]:
@@ -64,8 +72,10 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
     returned goes straight into an autograd function of the same parts; torch.compile traces the registered one.
     """
     torch.library.register_autograd(f"svg_fast::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
-    # without this PyTorch would take the backward op's results for constants, with a warning
-    torch.library.register_autograd(f"svg_fast::{name.removesuffix('_fwd')}_bwd", _refuse, lib=_LIBRARY)
+    refuse_gradient(
+        f"{name.removesuffix('_fwd')}_bwd",
+        "the ops of svg_fast can be differentiated once: a gradient of their gradient is not to be had",
+    )
     op = getattr(torch.ops.svg_fast, name).default
 
     def forward(ctx: Any, *inputs: Any) -> Any:

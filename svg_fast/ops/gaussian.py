@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def gaussian_rsample(
     Raises ValueError on a shape or device that does not fit, or where both seed and eps are given.
     """
     _check_posterior(mu, logvar)
-    eps, seed = _check_noise(mu, seed, eps)
+    eps, seed = check_noise(mu, mu.shape, seed, eps)
     z: Tensor = _rsample(mu, logvar, eps, seed)
     return z
 
@@ -68,7 +69,7 @@ def gaussian_rsample_kl(
     check_rank("mu", mu, "T, B, Z")
     _check_posterior(mu, logvar)
     _check_prior(mu, mu_p, logvar_p)
-    eps, seed = _check_noise(mu, seed, eps)
+    eps, seed = check_noise(mu, mu.shape, seed, eps)
     z, kl = _rsample_kl(mu, logvar, mu_p, logvar_p, eps, seed)
     return z, kl
 
@@ -88,13 +89,15 @@ def _check_prior(mu: Tensor, mu_p: Tensor | None, logvar_p: Tensor | None) -> No
             check_shape(name, tensor, mu.shape)
 
 
-def _check_noise(mu: Tensor, seed: int | Tensor | None, eps: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Exactly one of (eps, seed) comes back, the seed as a tensor."""
+def check_noise(
+    like: Tensor, shape: Sequence[int], seed: int | Tensor | None, eps: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Exactly one of (eps, seed) comes back, the seed as a tensor; eps is of that shape, on the device of `like`."""
     if eps is not None:
         if seed is not None:
             raise ValueError("give seed or eps, not both: eps takes the place of the noise that seed would draw")
-        check_like("eps", eps, mu)
-        check_shape("eps", eps, mu.shape)
+        check_like("eps", eps, like)
+        check_shape("eps", eps, shape)
         if eps.requires_grad:
             raise ValueError("eps must be noise without a gradient, got a tensor that requires one")
         return eps, None
@@ -110,7 +113,7 @@ def _check_noise(mu: Tensor, seed: int | Tensor | None, eps: Tensor | None) -> t
         raise TypeError(f"seed must be an int or an int64 tensor of (seed, offset), got {type(seed).__name__}")
     if not 0 <= seed < _SEED_LIMIT:
         raise ValueError(f"seed must be in [0, 2**63), got {seed}")
-    return None, torch.tensor([seed, 0], dtype=torch.int64, device=mu.device)
+    return None, torch.tensor([seed, 0], dtype=torch.int64, device=like.device)
 
 
 def _kl_fake(mu: Tensor, *_: Tensor | None) -> Tensor:

@@ -58,23 +58,7 @@ def lstm_step(
     check_floating("x", x)
     check_rank("x", x, "B, I")
     check_rank("h", h, "L, B, H")
-    (batch, inputs), (layers, _, hidden) = x.shape, h.shape
-    stacks = {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh}
-    for name, stack in stacks.items():
-        if not hasattr(stack, "__len__"):
-            raise TypeError(f"{name} must be a sequence of tensors, got {type(stack).__name__}")
-        if len(stack) != layers or not layers:
-            raise ValueError(
-                f"{name} must hold one tensor for each layer of h ({layers}, at least 1), got {len(stack)}"
-            )
-    check_tensor("h", h, x, (layers, batch, hidden))
-    check_tensor("c", c, x, (layers, batch, hidden))
-    width = 4 * hidden
-    for k in range(layers):
-        check_tensor("w_ih", w_ih[k], x, (width, hidden if k else inputs), k)
-        check_tensor("w_hh", w_hh[k], x, (width, hidden), k)
-        check_tensor("b_ih", b_ih[k], x, (width,), k)
-        check_tensor("b_hh", b_hh[k], x, (width,), k)
+    check_stack(x, h, c, x.shape[1], {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh})
     weights = list(w_ih), list(w_hh), list(b_ih), list(b_hh)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         h_next, c_next, _ = _step_fwd(x, h, c, *weights)
@@ -83,6 +67,26 @@ def lstm_step(
         with torch._C._AutoDispatchBelowAutograd():
             h_next, c_next, _ = _step_fwd(x, h, c, *weights)
     return h_next, c_next
+
+
+def check_stack(x: Tensor, h: Tensor, c: Tensor, inputs: int, weights: dict[str, Sequence[Tensor]]) -> None:
+    """States (L, B, H), and w_ih, w_hh, b_ih, b_hh of L cells, the lowest of so many inputs."""
+    layers, _, hidden = h.shape
+    for name, stack in weights.items():
+        if not hasattr(stack, "__len__"):
+            raise TypeError(f"{name} must be a sequence of tensors, got {type(stack).__name__}")
+        if len(stack) != layers or not layers:
+            raise ValueError(
+                f"{name} must hold one tensor for each layer of h ({layers}, at least 1), got {len(stack)}"
+            )
+    check_tensor("h", h, x, (layers, x.shape[0], hidden))
+    check_tensor("c", c, x, (layers, x.shape[0], hidden))
+    width = 4 * hidden
+    for k in range(layers):
+        check_tensor("w_ih", weights["w_ih"][k], x, (width, hidden if k else inputs), k)
+        check_tensor("w_hh", weights["w_hh"][k], x, (width, hidden), k)
+        check_tensor("b_ih", weights["b_ih"][k], x, (width,), k)
+        check_tensor("b_hh", weights["b_hh"][k], x, (width,), k)
 
 
 def _layer_fwd_fake(gates_x: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:

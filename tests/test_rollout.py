@@ -1,0 +1,118 @@
+"""The future steps of a rollout as a graph would run them: static memory, replayed, with fresh noise."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recorded import use_recorded_graphs
+from test_gpu_model import check_suite, compile_stub
+from test_parity import SMALL, clip, pair
+from torch import Tensor
+
+from svg_fast import SVG
+from svg_fast.graphs import WARM_UP
+from svg_fast.models import rollout
+from svg_fast.models.config import SVGConfig
+
+N_PAST, N_FUTURE, SAMPLES, BATCH = 3, WARM_UP + 5, 2, 2
+
+
+def sampled(
+    model: SVG, frames: Tensor, drawn: str, cuda_graph: bool, seed: int = 0, n_future: int = N_FUTURE
+) -> Tensor:
+    """Noise given, drawn from a generator, or by the ops from a seed of torch's own generator."""
+    options: dict[str, Any] = {"cuda_graph": cuda_graph}
+    torch.manual_seed(seed)
+    if drawn == "generator":
+        options["generator"] = torch.Generator().manual_seed(seed)
+    elif drawn == "eps":
+        shape = (N_PAST + n_future - 1, SAMPLES, BATCH, model.config.z_dim)
+        options["eps"] = None if model.config.variant == "det" else torch.randn(shape, dtype=torch.float64)
+    return model.sample(frames, n_future, SAMPLES, **options)
+
+
+def graph_of(model: SVG) -> Any:
+    return rollout._kept[model][2]
+
+
+@pytest.mark.parametrize(
+    ("config", "drawn"),
+    [
+        (SMALL, "eps"),
+        (SMALL, "generator"),
+        (SMALL, "seed"),
+        (replace(SMALL, last_frame_skip=True), "seed"),
+        (replace(SMALL, variant="fp"), "seed"),
+        (replace(SMALL, variant="fp"), "eps"),
+        (replace(SMALL, variant="det"), "eps"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.variant,
+)
+def test_replayed_steps_give_the_same_video(config: SVGConfig, drawn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = pair(config)
+    frames = [clip(config, N_PAST, BATCH)[0], clip(config, N_PAST, BATCH)[0].flip(0)]
+    want = [sampled(model, x, drawn, False, seed) for seed, x in enumerate(frames)]
+    use_recorded_graphs(monkeypatch)
+    for seed, x in enumerate(frames):  # the second has the graph of the first
+        assert torch.equal(sampled(model, x, drawn, True, seed), want[seed])
+    graph = graph_of(model).graph
+    assert graph is not None
+    assert torch.equal(sampled(model, frames[0], drawn, True), want[0])
+    assert graph_of(model).graph is graph
+
+
+def test_replays_draw_fresh_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a prior that sees the same and says the same, only the noise is left to tell two steps apart."""
+    model, _ = pair(SMALL)
+    use_recorded_graphs(monkeypatch)
+    sampled(model, clip(SMALL, N_PAST, BATCH)[0], "seed", True)
+    _, step, run = rollout._kept[model]
+    assert run.graph is not None
+    assert step.frame is not None
+    before = [tensor.clone() for tensor in (*step.now.tensors(), step.frame)]
+    frames = []
+    for _ in range(2):
+        frames.append(run().clone())
+        seed = step.now.seed
+        for tensor, value in zip((*step.now.tensors(), step.frame), before, strict=True):
+            if tensor is not seed:
+                tensor.copy_(value)
+    assert not torch.equal(*frames)
+
+
+def test_a_changed_weight_is_seen_and_a_moved_one_captured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = pair(SMALL)
+    frames, _, _ = clip(SMALL, N_PAST, BATCH)
+    use_recorded_graphs(monkeypatch)
+    sampled(model, frames, "seed", True)
+    graph = graph_of(model).graph
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    assert torch.equal(sampled(model, frames, "seed", True), sampled(model, frames, "seed", False))
+    assert graph_of(model).graph is graph
+    model.prior.mu_net.weight = torch.nn.Parameter(model.prior.mu_net.weight * 2)
+    assert torch.equal(sampled(model, frames, "seed", True), sampled(model, frames, "seed", False))
+    assert graph_of(model).graph is not graph
+
+
+def test_a_graph_does_not_keep_its_model_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = pair(SMALL)
+    use_recorded_graphs(monkeypatch)
+    sampled(model, clip(SMALL, N_PAST, BATCH)[0], "seed", True, n_future=2)
+    gone = weakref.ref(model)
+    assert gone in {weakref.ref(kept) for kept in rollout._kept}
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_step_traced_on_fake_cuda_tensors(tmp_path: Path) -> None:
+    stub = {} if torch.backends.cuda.is_built() else {"LD_PRELOAD": str(compile_stub(tmp_path))}
+    check_suite("gpu_rollout_suite.py", stub)
