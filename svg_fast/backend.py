@@ -23,7 +23,8 @@ def ops() -> list[str]:
 
 
 def served_by(op: str, device: str | torch.device = "cpu") -> Literal["kernel", "reference"]:
-    """Whether a kernel written for the device serves `op` ("lstm_layer_fwd"), or the plain PyTorch reference.
+    """Whether a kernel written for the device, compiled or Triton's, serves `op` ("lstm_layer_fwd"), or the plain
+    PyTorch reference.
 
     Raises ValueError for an op that is not declared.
     """

@@ -1,4 +1,4 @@
-"""The compiled kernels: one module that attaches itself to the declared ops when it is imported."""
+"""The compiled kernels, one module that attaches itself to the declared ops when it is imported; then Triton's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from . import triton
+
 logger = logging.getLogger("svg_fast")
 
 _MODULE = "svg_fast._C"
@@ -19,7 +21,13 @@ _FACTS = ("compiler", "cpu_capabilities", "cpu_capability", "nvcc", "cuda_archit
 
 
 def load() -> None:
-    """Attach the kernels; where that cannot be, say so once, and the references serve instead.
+    """Attach the kernels, Triton's where no compiled one serves; see `load_compiled` and `triton.attach`."""
+    load_compiled()
+    triton.attach()
+
+
+def load_compiled() -> None:
+    """Attach the compiled kernels; where that cannot be, say so once, and the references serve instead.
 
     Raises ImportError where SVG_FAST_CPU_CAPABILITY names an instruction set that is not to be had, and where the
     kernels were built for ops of other arguments.
