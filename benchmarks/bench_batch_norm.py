@@ -24,7 +24,7 @@ from svg_fast.ops.batch_norm_act import Activation
 from svg_fast.testing import Draw, Layout, channels_last, contiguous, select
 
 G, N, SLOPE = 3, 20, 0.2
-KINK = 1e-4  # nothing comes so near to LeakyReLU's kink, where rounding alone would change a gradient
+KINK = 1e-4  # in float32; nothing comes so near to LeakyReLU's kink, where rounding alone would change a gradient
 
 
 class Shape(NamedTuple):
@@ -45,61 +45,66 @@ SHAPES = [
 ]
 
 
-def grouped(x: Tensor, weight: Tensor, bias: Tensor, eps: float, activation: str) -> list[Tensor]:
+def grouped(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, activation: str, groups: tuple[int, int]
+) -> list[Tensor]:
     """All steps at once, in eager operations."""
-    steps = x.unflatten(0, (G, N))
+    steps = x.unflatten(0, groups)
     var, mean = torch.var_mean(steps, (1, 3, 4), correction=0, keepdim=True)
     scale = weight.view(-1, 1, 1) * (var + eps).rsqrt()
     y = (steps * scale + (bias.view(-1, 1, 1) - mean * scale)).flatten(0, 1)
-    return [torch.tanh(y) if activation == "tanh" else F.leaky_relu_(y, SLOPE)]
+    return [(torch.tanh(y) if activation == "tanh" else F.leaky_relu_(y, SLOPE)).to(x)]
 
 
-def off_the_kink(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def off_the_kink(x: Tensor, weight: Tensor, bias: Tensor, steps: int, kink: float) -> Tensor:
     """x with the few elements moved that would be activated near zero; statistics stay to within rounding."""
-    z, _, var = op_oracles.batch_norm_act(x.double(), weight.double(), bias.double(), G, activation="identity")
-    step = 2 * KINK * (var.sqrt() / weight).repeat_interleave(N, dim=0)[..., None, None]
-    return torch.where(z.abs() < KINK, x + step, x).float()
+    z, _, var = op_oracles.batch_norm_act(x.double(), weight.double(), bias.double(), steps, activation="identity")
+    step = 2 * kink * (var.sqrt() / weight).repeat_interleave(len(x) // steps, dim=0)[..., None, None]
+    return torch.where(z.abs() < kink, x + step, x).to(x)
 
 
 @pytest.mark.benchmark(group="batch_norm_act")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_batch_norm_act(race: Race, shape: Shape) -> None:
+    batch_norm_act(race, shape, G, N)
+
+
+def batch_norm_act(race: Race, shape: Shape, n_steps: int, batch: int) -> None:
     channels, size, activation, layout = shape
-    draw = Draw(torch.float32, "cpu", layout)
-    weight, bias = draw(channels, mean=1.0, std=0.2), draw(channels, std=0.2)
-    x = layout(off_the_kink(draw(G * N, channels, size, size, mean=0.3, std=1.5), weight, bias))
+    draw = Draw(race.dtype, race.device, layout)
+    weight, bias = (x.float() for x in (draw(channels, mean=1.0, std=0.2), draw(channels, std=0.2)))
+    x = draw(n_steps * batch, channels, size, size, mean=0.3, std=1.5)
+    x = layout(off_the_kink(x, weight, bias, n_steps, race.tolerance(KINK)))
     dy = draw(*x.shape)
     own_x, own_weight, own_bias = leaves = [leaf(tensor) for tensor in (x, weight, bias)]
-    steps = [leaf(x_t) for x_t in x.chunk(G)]
-    norm = holding(nn.BatchNorm2d(channels, track_running_stats=False), weight, bias)
+    steps = [leaf(x_t) for x_t in x.chunk(n_steps)]
+    norm = holding(nn.BatchNorm2d(channels, track_running_stats=False).to(race.device), weight, bias)
     act = nn.Tanh() if activation == "tanh" else nn.LeakyReLU(SLOPE, inplace=True)
     module = nn.Sequential(norm, act)
 
     def per_step(steps: Sequence[Tensor]) -> list[Tensor]:
         return [module(x_t) for x_t in steps]
 
-    step_arguments = ([*steps, *norm.parameters()], dy.chunk(G))
-    ours = training(
-        lambda: ops.batch_norm_act(own_x, own_weight, own_bias, steps=G, activation=activation, negative_slope=SLOPE)[
-            :1
-        ],
-        leaves,
-        [dy],
-    )
+    step_arguments = ([*steps, *norm.parameters()], dy.chunk(n_steps))
+    options: dict[str, Any] = {"steps": n_steps, "activation": activation, "negative_slope": SLOPE}
+    groups = (n_steps, batch)
+    ours = training(lambda: ops.batch_norm_act(own_x, own_weight, own_bias, **options)[:1], leaves, [dy])
     peers = {
         "eager, per step": training(lambda: per_step(steps), *step_arguments),
-        "eager, batched": training(lambda: grouped(own_x, own_weight, own_bias, norm.eps, activation), leaves, [dy]),
+        "eager, batched": training(
+            lambda: grouped(own_x, own_weight, own_bias, norm.eps, activation, groups), leaves, [dy]
+        ),
     }
     if compiled := race.compile(per_step):
         peers["torch.compile"] = training(lambda: compiled(steps), *step_arguments)
 
     def check() -> None:
         want = evaluate(
-            lambda **given: op_oracles.batch_norm_act(**given, steps=G, activation=activation)[:1],
+            lambda **given: op_oracles.batch_norm_act(**given, steps=n_steps, activation=activation)[:1],
             {"x": x.double().contiguous(), "weight": weight.double(), "bias": bias.double()},
             lambda _: [dy.double()],
         )
-        assert_right(ours, peers.values(), want, rounding(G * N * size * size))
+        assert_right(ours, peers.values(), want, race.tolerance(rounding(n_steps * batch * size * size)))
 
     work = traffic((2 + 3) * x.numel())  # x to y, then dy and x to dx
     race(ours, peers, check=check, ops=["batch_norm_act"], work=work)

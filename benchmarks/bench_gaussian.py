@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import op_oracles
 import pytest
 import torch
-from calls import Forward, assert_right, leaf, training
+from calls import Forward, assert_right, leaf, training, wide
 from measure import Race, Run, traffic
 from test_ops import FLOAT32, FLOAT32_SEEDED, Op, call, cotangents, evaluate, map_floating
 from torch import Tensor
@@ -59,14 +59,14 @@ def per_step(steps: Sequence[Sequence[Tensor]], eps: Sequence[Tensor | None]) ->
 @pytest.mark.benchmark(group="gaussian_rsample_kl")
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_gaussian_rsample_kl(race: Race, shape: tuple[int, int, int]) -> None:
-    draw = Draw(torch.float32, "cpu")
+    draw = Draw(race.dtype, race.device)
     inputs = {name: draw(*shape, std=std) for name, std in (("mu", 1), ("logvar", 0.7), ("mu_p", 1), ("logvar_p", 0.7))}
     dz, dkl = draw(*shape), draw(shape[0])
     mu, logvar, mu_p, logvar_p = leaves = [leaf(tensor) for tensor in inputs.values()]
     steps = [[leaf(tensor[t]) for tensor in inputs.values()] for t in range(shape[0])]
     step_leaves = [parameter for column in zip(*steps, strict=True) for parameter in column]
     eps = noise(shape)
-    eps32 = eps.float()
+    own_eps = eps.to(race.device, race.dtype)
 
     def calls(forward: Forward, checked: Forward) -> tuple[Run, Run]:
         return training(forward, leaves, [dz, dkl]), training(checked, leaves, [dz, dkl])
@@ -77,23 +77,23 @@ def test_gaussian_rsample_kl(race: Race, shape: tuple[int, int, int]) -> None:
     pairs = {
         "eager, per step": (
             training(lambda: per_step(steps, [None] * len(steps)), step_leaves, [*dz, *dkl]),
-            training(lambda: per_step(steps, list(eps32)), step_leaves, [*dz, *dkl]),
+            training(lambda: per_step(steps, list(own_eps)), step_leaves, [*dz, *dkl]),
         ),
         "eager, batched": calls(
-            lambda: batched(mu, logvar, mu_p, logvar_p), lambda: batched(mu, logvar, mu_p, logvar_p, eps32)
+            lambda: batched(mu, logvar, mu_p, logvar_p), lambda: batched(mu, logvar, mu_p, logvar_p, own_eps)
         ),
     }
     if compiled := race.compile(batched):
-        pairs["torch.compile"] = calls(lambda: compiled(*leaves), lambda: compiled(*leaves, eps32))
+        pairs["torch.compile"] = calls(lambda: compiled(*leaves), lambda: compiled(*leaves, own_eps))
 
     def check() -> None:
-        wide = {name: tensor.double() for name, tensor in inputs.items()}
         want = evaluate(
             lambda **given: op_oracles.gaussian_rsample_kl(**given, eps=eps),
-            wide,
-            lambda _: [dz.double(), dkl.double()],
+            {name: wide(tensor) for name, tensor in inputs.items()},
+            lambda _: [wide(dz), wide(dkl)],
         )
-        assert_right(ours_checked, [checked for _, checked in pairs.values()], want, FLOAT32_SEEDED)
+        bound = race.tolerance(FLOAT32_SEEDED)
+        assert_right(ours_checked, [checked for _, checked in pairs.values()], want, bound)
 
     # forward: mu, logvar, mu_p, logvar_p to z; backward: dz and the same four to their gradients
     work = traffic((5 + 9) * eps.numel())
@@ -116,7 +116,8 @@ def test_one_of_the_two(race: Race, op: str) -> None:
     case = select(op, "large")[0]
 
     def timed(function: Op) -> Run:
-        inputs = [tensor.requires_grad_(name != "eps") for name, tensor in case.inputs().items()]
+        given = case.inputs(race.dtype, race.device)
+        inputs = [tensor.requires_grad_(name != "eps") for name, tensor in given.items()]
         leaves = [tensor for tensor in inputs if tensor.requires_grad]
         return training(lambda: function(*inputs), leaves, cotangents(list(function(*inputs))))
 
@@ -125,8 +126,8 @@ def test_one_of_the_two(race: Race, op: str) -> None:
     peers = {"eager, batched": timed(EAGER[op])}
 
     def check() -> None:
-        want = evaluate(getattr(op_oracles, op), map_floating(case.inputs(), torch.Tensor.double))
-        assert_right(ours, peers.values(), want, FLOAT32)
+        want = evaluate(getattr(op_oracles, op), map_floating(case.inputs(race.dtype), wide))
+        assert_right(ours, peers.values(), want, race.tolerance(FLOAT32))
 
     work = traffic(TENSORS[op] * case.inputs()["mu"].numel())
     race(ours, peers, check=check, ops=[op], work=work)

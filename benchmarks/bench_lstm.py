@@ -10,11 +10,10 @@ from typing import Any
 
 import op_oracles
 import pytest
-import torch
 import torch.nn.functional as F
-from calls import assert_right, holding, inference, leaf, training
+from calls import assert_right, holding, inference, leaf, training, wide
 from measure import Race, flop
-from test_ops import FLOAT32, evaluate
+from test_ops import FLOAT32, evaluate, map_floating
 from torch import Tensor, nn
 
 from svg_fast import ops
@@ -40,12 +39,17 @@ def oracle(x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: 
 @pytest.mark.parametrize("trained", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("batch", [16, 100], ids=lambda batch: f"B {batch}")
 def test_lstm_layer(race: Race, batch: int, trained: bool) -> None:
-    draw = Draw(torch.float32, "cpu")
+    lstm_layer(race, T, batch, trained)
+
+
+def lstm_layer(race: Race, n_steps: int, batch: int, trained: bool) -> None:
+    draw = Draw(race.dtype, race.device)
     parameters = cell_parameters(draw)
-    inputs, dy = [draw(T, batch, H), draw(batch, H, std=0.5), draw(batch, H), *parameters], draw(T, batch, H)
+    shape = (n_steps, batch, H)
+    inputs, dy = [draw(*shape), draw(batch, H, std=0.5), draw(batch, H), *parameters], draw(*shape)
     x, h0, c0 = (leaf(tensor) for tensor in inputs[:3])
     own = [x, h0, c0, *map(leaf, parameters)]
-    lstm, cell = holding(nn.LSTM(H, H), *parameters), holding(nn.LSTMCell(H, H), *parameters)
+    lstm, cell = (holding(module(H, H).to(x), *parameters) for module in (nn.LSTM, nn.LSTMCell))
     steps = [leaf(x_t) for x_t in x]
 
     def loop(steps: list[Tensor], h: Tensor, c: Tensor) -> list[Tensor]:
@@ -70,11 +74,11 @@ def test_lstm_layer(race: Race, batch: int, trained: bool) -> None:
     ours = calls.pop("ours")
 
     def check() -> None:
-        wide = {str(k): tensor.double() for k, tensor in enumerate(inputs)}
-        want = evaluate(lambda **given: oracle(*given.values()), wide, lambda _: [dy.double()])
-        assert_right(ours, calls.values(), want if trained else want[:1], FLOAT32)
+        given = {str(k): wide(tensor) for k, tensor in enumerate(inputs)}
+        want = evaluate(lambda **given: oracle(*given.values()), given, lambda _: [wide(dy)])
+        assert_right(ours, calls.values(), want if trained else want[:1], race.tolerance(FLOAT32))
 
-    work = flop(T * batch * 4 * H * (H + H) * (3 if trained else 1))
+    work = flop(n_steps * batch * 4 * H * (H + H) * (3 if trained else 1))
     race(ours, calls, check=check, ops=["lstm_layer"], work=work)
 
 
@@ -82,11 +86,11 @@ def test_lstm_layer(race: Race, batch: int, trained: bool) -> None:
 @pytest.mark.parametrize("threads", [1], indirect=True, ids=["one thread"])
 @pytest.mark.parametrize("batch", [1, 16, 100], ids=lambda batch: f"B {batch}")
 def test_lstm_step(race: Race, batch: int) -> None:
-    draw = Draw(torch.float32, "cpu")
+    draw = Draw(race.dtype, race.device)
     layers = [cell_parameters(draw) for _ in range(LAYERS)]
     x, h, c = draw(batch, H), draw(LAYERS, batch, H, std=0.5), draw(LAYERS, batch, H)
     stacks = [list(stack) for stack in zip(*layers, strict=True)]
-    cells = [holding(nn.LSTMCell(H, H), *parameters) for parameters in layers]
+    cells = [holding(nn.LSTMCell(H, H).to(x), *parameters) for parameters in layers]
     states = list(zip(h, c, strict=True))
 
     def stack_of_cells(x: Tensor, states: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -103,9 +107,47 @@ def test_lstm_step(race: Race, batch: int) -> None:
 
     def check() -> None:
         names = ("w_ih", "w_hh", "b_ih", "b_hh")
-        wide = {name: [w.double() for w in stack] for name, stack in zip(names, stacks, strict=True)}
-        want = op_oracles.lstm_step(x.double(), h.double(), c.double(), **wide)
-        assert_right(ours, peers.values(), want, FLOAT32)
+        weights = {name: [wide(w) for w in stack] for name, stack in zip(names, stacks, strict=True)}
+        want = op_oracles.lstm_step(wide(x), wide(h), wide(c), **weights)
+        assert_right(ours, peers.values(), want, race.tolerance(FLOAT32))
 
     work = flop(LAYERS * batch * 4 * H * (H + H))
     race(ours, peers, check=check, ops=["lstm_step"], work=work)
+
+
+@pytest.mark.benchmark(group="lstm_net_step")
+@pytest.mark.parametrize("threads", [1], indirect=True, ids=["one thread"])
+@pytest.mark.parametrize("batch", [1, 16, 100], ids=lambda batch: f"B {batch}")
+def test_lstm_net_step(race: Race, batch: int) -> None:
+    """The frame predictor: features and latent in, features out."""
+    draw = Draw(race.dtype, race.device)
+    inputs, outputs = 138, 128
+    embed = [draw(H, inputs, std=inputs**-0.5), draw(H)]
+    head = [draw(outputs, H, std=H**-0.5), draw(outputs)]
+    layers = [cell_parameters(draw) for _ in range(LAYERS)]
+    x, h, c = draw(batch, inputs), draw(LAYERS, batch, H, std=0.5), draw(LAYERS, batch, H)
+    stacks = [list(stack) for stack in zip(*layers, strict=True)]
+    cells = [holding(nn.LSTMCell(H, H).to(x), *parameters) for parameters in layers]
+
+    def modules(x: Tensor, h: Tensor, c: Tensor) -> list[Tensor]:
+        x = F.linear(x, *embed)
+        states = []
+        for k, cell in enumerate(cells):
+            states.append(cell(x, (h[k], c[k])))
+            x = states[-1][0]
+        return [tensor for column in zip(*states, strict=True) for tensor in column] + [F.linear(x, *head).tanh()]
+
+    weights: tuple[Any, ...] = (*embed, *stacks, *([tensor] for tensor in head))
+    ours = inference(lambda: ops.lstm_net_step(x, h, c, *weights))
+    peers = {"nn.LSTMCell": inference(lambda: modules(x, h, c))}
+    if compiled := race.compile(modules):
+        peers["torch.compile"] = inference(lambda: compiled(x, h, c))
+
+    def check() -> None:
+        names = ("w_embed", "b_embed", "w_ih", "w_hh", "b_ih", "b_hh", "w_head", "b_head")
+        given = map_floating(dict(zip(names, weights, strict=True)), wide)
+        want = op_oracles.lstm_net_step(wide(x), wide(h), wide(c), **given)
+        assert_right(ours, peers.values(), want, race.tolerance(FLOAT32))
+
+    work = flop(batch * (inputs * H + LAYERS * 4 * H * (H + H) + H * outputs))
+    race(ours, peers, check=check, ops=["lstm_net_step"], work=work)

@@ -21,6 +21,11 @@ def rounding(terms: int) -> float:
     return FLOAT32 * max(1.0, (terms / 1000) ** 0.5)
 
 
+def wide(x: Tensor) -> Tensor:
+    """As an oracle takes it."""
+    return x.detach().cpu().double()
+
+
 def leaf(x: Tensor) -> Tensor:
     return x.detach().clone().requires_grad_()
 
@@ -57,5 +62,6 @@ def _assert_gives(run: Run, want: Sequence[Tensor], bound: float) -> None:
     """Whoever works step by step gives each tensor in pieces along its first dimension: they are put together."""
     got = run()
     assert isinstance(got, Sequence)
-    whole = torch.cat([tensor.detach().flatten() for tensor in got]).split([tensor.numel() for tensor in want])
+    flat = torch.cat([tensor.detach().flatten().double() for tensor in got]).to(want[0].device)
+    whole = flat.split([tensor.numel() for tensor in want])
     assert_close([a.view(b.shape) for a, b in zip(whole, want, strict=True)], list(want), bound)

@@ -32,7 +32,9 @@ from svg_fast import backend
 Run = Callable[[], object]
 # A peer's passes, each by whichever of its named forms is faster; a single call where there is nothing to choose.
 Peer = Run | Sequence[Mapping[str, Run]]
+Clock = Callable[[Run, int], float]  # seconds of one call, over so many in a row
 
+CPU = torch.device("cpu")
 ROUND_SECONDS = 0.02  # a contender's calls in a round last at least this long: far above the clock's and call's cost
 ROUNDS, QUICK_ROUNDS = 30, 2
 
@@ -93,12 +95,12 @@ def seconds(run: Run, calls: int = 1) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def calls_in_a_round(run: Run) -> int:
+def calls_in_a_round(run: Run, clock: Clock = seconds, least: float = ROUND_SECONDS) -> int:
     """Warm up, and count the calls that make a round long enough."""
     run()
     calls = 1
-    while (lasted := calls * seconds(run, calls)) < ROUND_SECONDS:
-        calls = max(calls + 1, math.ceil(1.2 * calls * ROUND_SECONDS / lasted))
+    while (lasted := calls * clock(run, calls)) < least:
+        calls = max(calls + 1, math.ceil(1.2 * calls * least / lasted))
     return calls
 
 
@@ -115,14 +117,24 @@ def inductor_error() -> str | None:
 class Race:
     """Times one case of a benchmark; call it once, as the last thing of a test."""
 
+    device, dtype = CPU, torch.float32
+
     def __init__(self, benchmark: Any, quick: bool = False) -> None:
         self.benchmark, self.quick = benchmark, quick
         self.left_out: dict[str, str] = {}
+
+    def tolerance(self, float32: float) -> float:
+        """The bound of errors in this race's dtype, given that of float32."""
+        return float32
 
     @property
     def timed(self) -> bool:
         """Whether this run times anything (not under --benchmark-disable)."""
         return not self.benchmark.disabled
+
+    def peak(self, make: Callable[..., Run], *arguments: Any) -> float | None:
+        """MiB that `make(*arguments)` and two calls of what it gives take at the most."""
+        return peak_mib(make, *arguments)
 
     def compile(self, function: Callable[..., Any], peer: str = "torch.compile") -> Callable[..., Any] | None:
         """`function` under torch.compile for fixed shapes; None, and the reason among the row's facts, where not."""
@@ -148,7 +160,7 @@ class Race:
         if not self.timed:
             self.benchmark.pedantic(lambda: None)
             return
-        laps = _Laps({name: _passes(peer) for name, peer in peers.items()})
+        laps = Laps(peers)
         calls = calls_in_a_round(ours)
 
         def others() -> None:
@@ -170,12 +182,12 @@ class Race:
         )
 
 
-def machine_facts(ops: Iterable[str]) -> dict[str, Any]:
-    """Which kernels serve `ops`, forward and backward, with which instruction set and how many threads."""
+def machine_facts(ops: Iterable[str], device: torch.device = CPU) -> dict[str, Any]:
+    """Which kernels serve `ops` there, forward and backward; the CPU's instruction set and how many threads."""
     wanted = set(ops)
     return {
         "served_by": {
-            op: backend.served_by(op) for op in backend.ops() if re.sub("_(fwd|bwd|pack)$", "", op) in wanted
+            op: backend.served_by(op, device) for op in backend.ops() if re.sub("_(fwd|bwd|pack)$", "", op) in wanted
         },
         "instruction_set": backend.build_info().get("cpu_capability", "none: no compiled kernels"),
         "torch_instruction_set": torch.backends.cpu.get_cpu_capability().lower(),
@@ -187,19 +199,20 @@ def _passes(peer: Peer) -> Sequence[Mapping[str, Run]]:
     return [{"": peer}] if callable(peer) else peer
 
 
-class _Laps:
+class Laps:
     """Seconds of every form of every pass of every peer, round by round."""
 
-    def __init__(self, peers: Mapping[str, Sequence[Mapping[str, Run]]]) -> None:
-        self.peers = peers
-        self.calls = [calls_in_a_round(run) for run in self._runs()]
+    def __init__(self, peers: Mapping[str, Peer], clock: Clock = seconds, least: float = ROUND_SECONDS) -> None:
+        self.peers = {name: _passes(peer) for name, peer in peers.items()}
+        self.clock = clock
+        self.calls = [calls_in_a_round(run, clock, least) for run in self._runs()]
         self.rounds: list[list[float]] = []
 
     def _runs(self) -> list[Run]:
         return [run for passes in self.peers.values() for forms in passes for run in forms.values()]
 
     def run(self) -> None:
-        self.rounds.append([seconds(run, calls) for run, calls in zip(self._runs(), self.calls, strict=True)])
+        self.rounds.append([self.clock(run, calls) for run, calls in zip(self._runs(), self.calls, strict=True)])
 
     def against(self, own: Sequence[float]) -> dict[str, Any]:
         """The facts of the peers; each takes its best form of each pass, by the medians."""
