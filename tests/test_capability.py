@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import op_suite
@@ -33,11 +35,16 @@ def chosen(capability: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else done.stderr.splitlines()[-1]
 
 
-def skip_unless_had(capability: str) -> None:
+def not_had(capability: str) -> str:
+    """Why not, or "" where it is."""
     if capability not in FACTS["cpu_capabilities"]:
-        pytest.skip(f"not compiled for {capability}")
-    if WIDEST not in CAPABILITIES[CAPABILITIES.index(capability) :]:
-        pytest.skip(f"this CPU has no {capability}")
+        return f"not compiled for {capability}"
+    return "" if WIDEST in CAPABILITIES[CAPABILITIES.index(capability) :] else f"this CPU has no {capability}"
+
+
+def skip_unless_had(capability: str) -> None:
+    if not_had(capability):
+        pytest.skip(not_had(capability))
 
 
 def test_the_widest_that_the_cpu_has_is_chosen() -> None:
@@ -64,10 +71,25 @@ def test_facts_tell_what_was_found() -> None:
     assert set(FACTS["cpu_capabilities"]) == {name for name in CAPABILITIES if f"{name} (" not in FACTS["left_out"]}
 
 
+@pytest.fixture(scope="module")
+def op_suites() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """The op tests on every instruction set but the one that all other tests run on, side by side."""
+    with ThreadPoolExecutor() as pool:
+        yield {
+            capability: pool.submit(
+                python, "-m", "pytest", "-p", "no:cacheprovider", *op_suite.ARGUMENTS, capability=capability
+            )
+            for capability in CAPABILITIES
+            if not not_had(capability) and capability != FACTS["cpu_capability"]
+        }
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_ops_are_right_on_every_instruction_set(capability: str) -> None:
+def test_ops_are_right_on_every_instruction_set(
+    capability: str, op_suites: dict[str, Future[subprocess.CompletedProcess[str]]]
+) -> None:
     skip_unless_had(capability)
     if capability == FACTS["cpu_capability"]:
         pytest.skip("the one that every other test runs on")
-    done = python("-m", "pytest", "-p", "no:cacheprovider", *op_suite.ARGUMENTS, capability=capability)
+    done = op_suites[capability].result()
     assert done.returncode == 0, done.stdout[-5000:]

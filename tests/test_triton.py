@@ -131,9 +131,12 @@ def test_configurations_are_measured_where_there_is_a_gpu(gpu: bool, monkeypatch
 
     from svg_fast.triton.launch import tuned
 
+    def kernel(n: int, BLOCK: int) -> None:
+        pass
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     configs = [Config({"BLOCK": block}) for block in (1, 2)]
-    assert tuned(*configs, key=["n"])(jit(start)).configs == configs[: 2 if gpu else 1]
+    assert tuned(*configs, key=["n"])(jit(kernel)).configs == configs[: 2 if gpu else 1]
 
 
 def test_shapes_on_a_gpu_are_found_without_one() -> None:
