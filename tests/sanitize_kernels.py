@@ -34,7 +34,10 @@ SANITIZERS = (
     Sanitizer(
         "thread",
         "libtsan.so",
-        {"TSAN_OPTIONS": f"halt_on_error=1 report_mutex_bugs=0 suppressions={TESTS / 'emulator' / 'tsan.supp'}"},
+        {
+            "TSAN_OPTIONS": f"halt_on_error=1 report_mutex_bugs=0 suppressions={TESTS / 'emulator' / 'tsan.supp'}",
+            "SVG_EMULATED_DEVICE": "sm_90 16",  # it takes 8128 threads at most: not the 256 of each of 32 blocks
+        },
         "sample_unordered",
         "ThreadSanitizer: data race",
     ),
