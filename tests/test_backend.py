@@ -51,6 +51,16 @@ def test_kernels_serve_every_op_where_they_could_be_built() -> None:
     assert [op for op in backend.ops() if backend.served_by(op) != "kernel"] == []
 
 
+def test_kernels_serve_a_gpu_where_they_could_be_built() -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc: Triton and PyTorch serve")
+    assert backend.build_info()["cuda_architectures"], backend.build_info()["left_out"]
+    left_to_pytorch = ("frame_conv", "lstm_step_bwd", "moving_mnist")
+    assert [
+        op for op in backend.ops() if backend.served_by(op, "cuda") != "kernel" and not op.startswith(left_to_pytorch)
+    ] == []
+
+
 @pytest.mark.usefixtures("kernel")
 def test_an_attached_kernel_serves_its_device_only() -> None:
     cuda = backend.served_by("gaussian_kl_bwd", "cuda")

@@ -3,6 +3,8 @@
 // Threads share out the units of a step: the recurrent product of a panel of units and their cells are one task, and
 // the weights, packed once, stay in the cache of the core that uses them. The weight gradient is one product over all
 // steps.
+#include "../lstm_layer.h"
+
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -58,13 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& gates_x, const Tensor& 
 
 std::tuple<Tensor, Tensor, Tensor> lstm_layer_fwd(const Tensor& gates_x, const Tensor& h0, const Tensor& c0,
                                                   const Tensor& w_hh) {
-  check_rank("gates_x", gates_x, 3);
-  check_rank("h0", h0, 2);
-  const int64_t batch = gates_x.size(1), hidden = h0.size(1);
-  check_shape("gates_x", gates_x, {gates_x.size(0), batch, kGates * hidden});
-  check_shape("h0", h0, {batch, hidden});
-  check_shape("c0", c0, {batch, hidden});
-  check_shape("w_hh", w_hh, {kGates * hidden, hidden});
+  check_layer(gates_x, h0, c0, w_hh);
   const ScalarType dtype = compute_dtype(gates_x);
   const auto run = dtype == ScalarType::Double ? forward<double> : forward<float>;
   auto [y, c, gates] = run(dense(gates_x, dtype), dense(h0, dtype), dense(c0, dtype), dense(w_hh, dtype));
@@ -125,15 +121,7 @@ LayerGradients backward(const OptionalTensor& dy, const OptionalTensor& dc, cons
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_layer_bwd(const OptionalTensor& dy, const OptionalTensor& dc,
                                                           const Tensor& gates, const Tensor& y, const Tensor& c,
                                                           const Tensor& h0, const Tensor& c0, const Tensor& w_hh) {
-  check_rank("y", y, 3);
-  const int64_t steps = y.size(0), batch = y.size(1), hidden = y.size(2);
-  check_shape("gates", gates, {steps, batch, kGates * hidden});
-  check_shape("c", c, {steps, batch, hidden});
-  check_shape("h0", h0, {batch, hidden});
-  check_shape("c0", c0, {batch, hidden});
-  check_shape("w_hh", w_hh, {kGates * hidden, hidden});
-  check_shape("dy", dy, {steps, batch, hidden});
-  check_shape("dc", dc, {steps, batch, hidden});
+  LayerCotangents{dy, dc, gates, y, c, h0, c0, w_hh}.check();
   const ScalarType dtype = compute_dtype(gates);
   const auto run = dtype == ScalarType::Double ? backward<double> : backward<float>;
   const LayerGradients d = run(dense(dy, dtype), dense(dc, dtype), dense(gates, dtype), dense(y, dtype),

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "../common.h"
@@ -40,6 +41,22 @@ void launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_
 
 // `const CurrentDevice device(tensor);` makes the tensor's device the current one while it lives.
 // `current_stream(tensor)` is PyTorch's on the tensor's device.
+
+// Throws where the tensor is not on the current device: a kernel would crash on its memory, some time later.
+void check_on_current_device(const Tensor& tensor);
+
+// Where a tensor's elements lie, for a kernel.
+template <typename T>
+T* device_data(const Tensor& tensor) {
+  check_on_current_device(tensor);
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// From the element `at` on.
+template <typename T>
+const T* device_data_or_null(const std::optional<Tensor>& tensor, int64_t at = 0) {
+  return tensor ? device_data<const T>(*tensor) + at : nullptr;
+}
 
 }  // namespace svg_fast
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <tuple>
 
+#include "../lstm_layer.h"
 #include "../tensors.h"
 #include "launch.h"
 #include "lstm_layer_backward.cuh"
@@ -82,7 +83,7 @@ bool run_on_chip(P p, const Tensor& like) {
   }
   const Tensor board = new_empty(like, {groups * kernels.board_bytes}, ScalarType::Byte);
   const Tensor flags = new_zeros(like, {groups}, ScalarType::Int);
-  p.meeting = {board.mutable_data_ptr(), static_cast<uint32_t*>(flags.mutable_data_ptr())};
+  p.meeting = {device_data<void>(board), device_data<uint32_t>(flags)};
   shape.grid = dim3(groups * blocks);
   launch(kernels.board, shape, current_stream(like), p);
   return true;
@@ -98,45 +99,25 @@ ScalarType chip_dtype(const Tensor& sequence) {
   return sequence.scalar_type() == ScalarType::BFloat16 ? ScalarType::BFloat16 : ScalarType::Float;
 }
 
-template <typename T>
-T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-template <typename T>
-const T* data_or_null(const OptionalTensor& tensor) {
-  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
-}
-
 struct Results {
   Tensor y, c, gates;
 };
 
 template <typename T>
 bool forward_on_chip(const Tensor& gates_x, const Tensor& h0, const Tensor& c0, const Tensor& w_hh, const Results& to) {
-  const LayerForward<T> p{data<const T>(gates_x),
-                          data<const float>(h0),
-                          data<const float>(c0),
-                          data<const float>(w_hh),
-                          data<T>(to.y),
-                          data<float>(to.c),
-                          data<float>(to.gates),
-                          {},
-                          static_cast<int>(to.y.size(0)),
-                          static_cast<int>(to.y.size(1)),
+  const LayerForward<T> p{device_data<const T>(gates_x),  device_data<const float>(h0),
+                          device_data<const float>(c0),   device_data<const float>(w_hh),
+                          device_data<T>(to.y),           device_data<float>(to.c),
+                          device_data<float>(to.gates),   {},
+                          static_cast<int>(to.y.size(0)), static_cast<int>(to.y.size(1)),
                           static_cast<int>(to.y.size(2))};
   return run_on_chip(p, gates_x);
 }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_layer_fwd(const Tensor& gates_x, const Tensor& h0, const Tensor& c0,
                                                   const Tensor& w_hh) {
-  check_rank("gates_x", gates_x, 3);
-  check_rank("h0", h0, 2);
+  check_layer(gates_x, h0, c0, w_hh);
   const int64_t steps = gates_x.size(0), batch = gates_x.size(1), hidden = h0.size(1);
-  check_shape("gates_x", gates_x, {steps, batch, kGates * hidden});
-  check_shape("h0", h0, {batch, hidden});
-  check_shape("c0", c0, {batch, hidden});
-  check_shape("w_hh", w_hh, {kGates * hidden, hidden});
   const CurrentDevice device(gates_x);
   const ScalarType wide = compute_dtype(gates_x);
   const Tensor h = dense(h0, wide), c = dense(c0, wide), w = dense(w_hh, wide);
@@ -169,15 +150,15 @@ struct Gradients {
 
 template <typename T>
 bool backward_on_chip(const Given& given, const Gradients& to) {
-  const LayerBackward<T> p{data_or_null<T>(given.dy),
-                           data_or_null<float>(given.dc),
-                           data<const float>(given.gates),
-                           data<const float>(given.c),
-                           data<const float>(given.c0),
-                           data<const float>(given.w_hh),
-                           data<T>(to.dgates),
-                           data<float>(to.dh0),
-                           data<float>(to.dc0),
+  const LayerBackward<T> p{device_data_or_null<T>(given.dy),
+                           device_data_or_null<float>(given.dc),
+                           device_data<const float>(given.gates),
+                           device_data<const float>(given.c),
+                           device_data<const float>(given.c0),
+                           device_data<const float>(given.w_hh),
+                           device_data<T>(to.dgates),
+                           device_data<float>(to.dh0),
+                           device_data<float>(to.dc0),
                            {},
                            static_cast<int>(given.c.size(0)),
                            static_cast<int>(given.c.size(1)),
@@ -203,15 +184,8 @@ Tensor weight_gradient(const Tensor& dgates, const Tensor& h0, Tensor y) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_layer_bwd(const OptionalTensor& dy, const OptionalTensor& dc,
                                                           const Tensor& gates, const Tensor& y, const Tensor& c,
                                                           const Tensor& h0, const Tensor& c0, const Tensor& w_hh) {
-  check_rank("y", y, 3);
+  LayerCotangents{dy, dc, gates, y, c, h0, c0, w_hh}.check();
   const int64_t steps = y.size(0), batch = y.size(1), hidden = y.size(2);
-  check_shape("gates", gates, {steps, batch, kGates * hidden});
-  check_shape("c", c, {steps, batch, hidden});
-  check_shape("h0", h0, {batch, hidden});
-  check_shape("c0", c0, {batch, hidden});
-  check_shape("w_hh", w_hh, {kGates * hidden, hidden});
-  check_shape("dy", dy, {steps, batch, hidden});
-  check_shape("dc", dc, {steps, batch, hidden});
   const CurrentDevice device(y);
   const ScalarType wide = compute_dtype(gates), dtype = stays_on_chip(gates, batch, hidden) ? chip_dtype(y) : wide;
   const Given given{dense(dy, dtype), dense(dc, wide), dense(gates, wide),

@@ -17,11 +17,6 @@ namespace {
 
 using torch::stable::new_empty, torch::stable::new_zeros;
 
-template <typename S>
-S* data(const Tensor& tensor) {
-  return static_cast<S*>(tensor.mutable_data_ptr());
-}
-
 // Every row at a multiple of 16 bytes.
 template <typename... Pointers>
 bool vectors(int64_t width, Pointers... rows) {
@@ -47,7 +42,7 @@ void launch_step(NetStep<S> p, const Tensor& like) {
   p.vectors_of_x = vectors(p.inputs, p.x, p.w_embed != nullptr ? p.w_embed : p.layer[0].w_ih);
   p.vectors_of_state = vectors_of_state(p);
   const Tensor arrived = new_zeros(like, {1}, ScalarType::Int);
-  p.arrived = data<uint32_t>(arrived);
+  p.arrived = device_data<uint32_t>(arrived);
   const int64_t columns = std::max<int64_t>(kGates * p.hidden, p.heads * p.outputs);
   const int64_t tiles = divide_up(p.batch, kTile) * divide_up(std::max<int64_t>(columns, 1), kTile);
   LaunchShape shape{.grid = {1}, .block = {kStepThreads}, .cooperative = true};
@@ -63,8 +58,8 @@ struct Cells {
 template <typename S>
 void set_layers(NetStep<S>& p, const Cells& cells, size_t first, size_t count) {
   for (size_t k = 0; k < count; ++k) {
-    p.layer[k] = {data<const S>(cells.w_ih[first + k]), data<const S>(cells.w_hh[first + k]),
-                  data<const S>(cells.b_ih[first + k]), data<const S>(cells.b_hh[first + k])};
+    p.layer[k] = {device_data<const S>(cells.w_ih[first + k]), device_data<const S>(cells.w_hh[first + k]),
+                  device_data<const S>(cells.b_ih[first + k]), device_data<const S>(cells.b_hh[first + k])};
   }
   p.layers = static_cast<int>(count);
 }
@@ -97,11 +92,11 @@ void run(const NetStep<S>& p, const Cells& cells, const Tensor& like) {
 template <typename S>
 NetStep<S> step_of(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& h_next, const Tensor& c_next) {
   NetStep<S> p{};
-  p.x = data<const S>(x);
-  p.h = data<const S>(h);
-  p.c = data<const S>(c);
-  p.h_next = data<S>(h_next);
-  p.c_next = data<S>(c_next);
+  p.x = device_data<const S>(x);
+  p.h = device_data<const S>(h);
+  p.c = device_data<const S>(c);
+  p.h_next = device_data<S>(h_next);
+  p.c_next = device_data<S>(c_next);
   p.batch = static_cast<int>(h.size(1));
   p.inputs = static_cast<int>(x.size(1));
   p.hidden = static_cast<int>(h.size(2));
@@ -113,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> step_cells(const Tensor& x, const Tensor& h, 
   const Tensor h_next = new_empty(h, h.sizes()), c_next = new_empty(h, h.sizes());
   const Tensor gates = new_empty(h, {h.size(0), h.size(1), kGates * h.size(2)});
   NetStep<S> p = step_of<S>(x, h, c, h_next, c_next);
-  p.gates = data<S>(gates);
+  p.gates = device_data<S>(gates);
   run(p, cells, x);
   return {h_next, c_next, gates};
 }
@@ -138,13 +133,13 @@ template <typename S>
 Tensor set_noise(NetStep<S>& p, const LSTMNet& net) {
   if (net.eps) {
     const Tensor eps = dense(*net.eps, kType<S>);
-    p.eps = data<const S>(eps);
+    p.eps = device_data<const S>(eps);
     return eps;
   }
   const auto device = net.x.device();
   const Tensor here = net.seed->device() == device ? *net.seed : torch::stable::to(*net.seed, device);
   const Tensor seed = dense(here, ScalarType::Long);
-  p.seed = data<const int64_t>(seed);
+  p.seed = device_data<const int64_t>(seed);
   return seed;
 }
 
@@ -158,27 +153,27 @@ std::tuple<Tensor, Tensor, Tensors> step_net(const LSTMNet& net) {
   const Tensor h_next = new_empty(h, h.sizes()), c_next = new_empty(h, h.sizes());
   const Tensor embedded = new_empty(h, {h.size(1), h.size(2)});
   NetStep<S> p = step_of<S>(x, h, c, h_next, c_next);
-  p.w_embed = data<const S>(w_embed);
-  p.b_embed = data<const S>(b_embed);
-  p.embedded = data<S>(embedded);
+  p.w_embed = device_data<const S>(w_embed);
+  p.b_embed = device_data<const S>(b_embed);
+  p.embedded = device_data<S>(embedded);
   p.heads = static_cast<int>(w_head.size());
   p.outputs = static_cast<int>(w_head[0].size(0));
-  p.w_head = data<const S>(w_head[0]);
-  p.b_head = data<const S>(b_head[0]);
+  p.w_head = device_data<const S>(w_head[0]);
+  p.b_head = device_data<const S>(b_head[0]);
   Tensors outputs;
   for (size_t k = 0; k < w_head.size() + net.sampled(); ++k) {
     outputs.push_back(new_empty(h, {h.size(1), w_head[0].size(0)}));
   }
-  p.output = data<S>(outputs[0]);
+  p.output = device_data<S>(outputs[0]);
   Tensor noise;
   if (p.heads == 2) {
-    p.w_second = data<const S>(w_head[1]);
-    p.b_second = data<const S>(b_head[1]);
-    p.second_output = data<S>(outputs[1]);
+    p.w_second = device_data<const S>(w_head[1]);
+    p.b_second = device_data<const S>(b_head[1]);
+    p.second_output = device_data<S>(outputs[1]);
   }
   if (net.sampled()) {
     noise = set_noise(p, net);
-    p.sample = data<S>(outputs[2]);
+    p.sample = device_data<S>(outputs[2]);
   }
   run(p, cells, x);
   return {h_next, c_next, outputs};

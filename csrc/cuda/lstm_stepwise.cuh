@@ -85,12 +85,12 @@ void stepwise_forward(const Tensor& gates_x, const Tensor& h0, const Tensor& c0,
   for (int64_t t = 0; t < steps; ++t) {
     multiply(t == 0 ? h0 : torch::stable::select(y, 0, t - 1), transposed, product);
     const int64_t at = t * cells;
-    const CellsForward<S> p{gates_x.const_data_ptr<S>() + kGates * at,
-                            product.const_data_ptr<S>(),
-                            t == 0 ? c0.const_data_ptr<S>() : c.const_data_ptr<S>() + at - cells,
-                            gates.mutable_data_ptr<S>() + kGates * at,
-                            c.mutable_data_ptr<S>() + at,
-                            y.mutable_data_ptr<S>() + at,
+    const CellsForward<S> p{device_data<const S>(gates_x) + kGates * at,
+                            device_data<const S>(product),
+                            t == 0 ? device_data<const S>(c0) : device_data<const S>(c) + at - cells,
+                            device_data<S>(gates) + kGates * at,
+                            device_data<S>(c) + at,
+                            device_data<S>(y) + at,
                             cells,
                             hidden};
     launch_cells(lstm_cells_forward<S>, p, gates_x);
@@ -104,14 +104,14 @@ void stepwise_backward(const OptionalTensor& dy, const OptionalTensor& dc_given,
   const int64_t steps = c.size(0), hidden = c.size(2), cells = c.size(1) * hidden;
   for (int64_t t = steps - 1; t >= 0; --t) {
     const int64_t at = t * cells;
-    const CellsBackward<S> p{dh.const_data_ptr<S>(),
-                             data_or_null<S>(dy, at),
-                             data_or_null<S>(dc_given, at),
-                             gates.const_data_ptr<S>() + kGates * at,
-                             c.const_data_ptr<S>() + at,
-                             t == 0 ? c0.const_data_ptr<S>() : c.const_data_ptr<S>() + at - cells,
-                             dc.mutable_data_ptr<S>(),
-                             dgates.mutable_data_ptr<S>() + kGates * at,
+    const CellsBackward<S> p{device_data<const S>(dh),
+                             device_data_or_null<S>(dy, at),
+                             device_data_or_null<S>(dc_given, at),
+                             device_data<const S>(gates) + kGates * at,
+                             device_data<const S>(c) + at,
+                             t == 0 ? device_data<const S>(c0) : device_data<const S>(c) + at - cells,
+                             device_data<S>(dc),
+                             device_data<S>(dgates) + kGates * at,
                              cells,
                              hidden};
     launch_cells(lstm_cells_backward<S>, p, gates);

@@ -33,6 +33,14 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
+inline void check_on_current_device(const Tensor& tensor) {
+  int current = 0;
+  cudaGetDevice(&current);
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == current, "all tensors must be on cuda:", current,
+                  ", got one on ",
+                  tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another kind of device");
+}
+
 inline void check_cuda(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, what, " failed: ", cudaGetErrorString(error));
 }

@@ -18,6 +18,8 @@ class CurrentDevice {
   explicit CurrentDevice(const Tensor&) {}
 };
 
+inline void check_on_current_device(const Tensor&) {}
+
 inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
 
 inline DeviceFacts device_facts() {
