@@ -112,6 +112,11 @@ def test_training_step(race: Race, clips: Clips) -> None:
     model, oracle = pair(clips, race.device)
     inputs = clips.inputs(device=race.device)
     peers = {"oracle, eager": training_step(oracle, *inputs, race.dtype)}
+    if race.device.type == "cuda":  # one line for a user, and the layout of tensor cores
+        twin = pair(clips, race.device)[1]
+        twin.load_state_dict(oracle.state_dict())
+        twin.to(memory_format=torch.channels_last)
+        peers["oracle, channels last"] = training_step(twin, *inputs, race.dtype)
     if compiled := with_compiled_networks(race, clips, oracle):
         peers["oracle, compiled"] = training_step(compiled, *inputs, race.dtype)
     ours = training_step(model, *inputs, race.dtype)

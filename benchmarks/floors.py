@@ -35,9 +35,6 @@ GPUS = (A100, H100)
 BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 BATCH, CLIPS, N_SAMPLES, N_EVAL = 100, 5, 20, 30  # of the published training; clips, futures, frames of its strips
 
-# A kernel that follows another inside a CUDA graph: assumed, and measured by gpu_check.sh as graph_node_us.
-NODE_SECONDS = 1.5e-6
-
 
 def _lstm_layer_flop(gates_x: Tensor, *_: Any) -> float:
     steps, batch, width = gates_x.shape
@@ -78,7 +75,7 @@ class Operation(NamedTuple):
         rate = gpu.matrix_rate[precision]
         if self.name.startswith("lstm"):  # float32 as products of halves on tensor cores
             rate = max(rate, gpu.matrix_rate["bfloat16"] / PRODUCTS[precision])
-        return max(NODE_SECONDS, memory, self.flop / rate, self.sequential(gpu, precision))
+        return max(gpu.node_seconds, memory, self.flop / rate, self.sequential(gpu, precision))
 
     def sequential(self, gpu: Gpu, precision: Precision) -> float:
         """Of a layer, its steps; of a single step, exchanges through the L2 cache, from layer to layer."""

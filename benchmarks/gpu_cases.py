@@ -124,7 +124,9 @@ def _floor(make: Callable[[], Callable[[], object]], dtype: torch.dtype, gpu: Gp
 def measured_gpu(roofs: Roofs, clusters: bool) -> Gpu:
     """A GPU of these rates; what was not measured is that of the nearest one in the table of floors."""
     rates: dict[Precision, float] = {precision: roofs.matrix_rate[precision] for precision in ("float32", "bfloat16")}
-    return replace(H100 if clusters else A100, bandwidth=roofs.bandwidth, matrix_rate=rates)
+    nearest = H100 if clusters else A100
+    node_seconds = roofs.graph_node or nearest.node_seconds
+    return replace(nearest, bandwidth=roofs.bandwidth, matrix_rate=rates, node_seconds=node_seconds)
 
 
 CASES: dict[str, Callable[[Sizes], Iterator[Case]]] = {"ops": op_cases, "model": model_cases}

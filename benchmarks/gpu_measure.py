@@ -117,7 +117,7 @@ class DeviceRace:
 
     device: torch.device
     dtype: torch.dtype
-    roofs: Roofs
+    roofs: Roofs | None
     compiling: bool = True
     graphs: bool = True
     quick: bool = False
@@ -160,7 +160,7 @@ class DeviceRace:
         forms = {"call": self._time(ours, peers, 1 if self.quick else min(rounds, ROUNDS))}
         if self.graphs:
             forms["graph"] = self._as_graphs(ours, {name: peer for name, peer in peers.items() if callable(peer)})
-        if work is not None:
+        if work is not None and self.roofs is not None:
             floor = self.roofs.seconds(work, self.dtype)
             for form in forms.values():
                 if "seconds" in form:

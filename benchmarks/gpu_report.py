@@ -49,9 +49,10 @@ def _clocks() -> str:
 
 
 def report(found: Row) -> int:
-    """The exit status: 1 where a test or the check of a case failed."""
+    """The exit status: 1 where a test or the check of a case failed, or a test was not come to."""
+    tests = found["tests"]
     rows = [row for part in ("roofs", "ops", "model", "profile") for row in found[part]]
-    return int(bool(found["tests"]["failed"]) or any("failed" in row for row in rows))
+    return int(bool(tests["failed"]) or "left_out" in tests or any("failed" in row for row in rows))
 
 
 def tables(found: Row) -> Iterator[str]:

@@ -45,7 +45,8 @@ class Gpu:
     matrix_rate of float32 is that without tensor cores: TF32 is no float32.
 
     remote_latency: cycles of a store into a peer's shared memory until the peer, waiting at its mbarrier, goes on.
-    remote_bytes: a cycle and SM, all sending at once.
+    remote_bytes: a cycle and SM, all sending at once. node_seconds: from one kernel to the next in a CUDA graph [4],
+    measured by gpu_check.sh as graph_node.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Gpu:
     mma_cycles: float
     remote_latency: float | None = None
     remote_bytes: float | None = None
+    node_seconds: float = 1.5e-6
 
 
 A100 = Gpu("A100 SXM 80 GB", 108, 1.41e9, 2.039e12, {"float32": 19.5e12, "bfloat16": 312e12}, 156e12, mma_cycles=8)

@@ -113,7 +113,7 @@ def check_noise(
         raise TypeError(f"seed must be an int or an int64 tensor of (seed, offset), got {type(seed).__name__}")
     if not 0 <= seed < _SEED_LIMIT:
         raise ValueError(f"seed must be in [0, 2**63), got {seed}")
-    return None, torch.tensor([seed, 0], dtype=torch.int64, device=like.device)
+    return None, torch.tensor([seed, 0], dtype=torch.int64)  # on the CPU: to send it is the op's, which does not wait
 
 
 def _kl_fake(mu: Tensor, *_: Tensor | None) -> Tensor:

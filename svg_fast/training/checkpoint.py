@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +67,8 @@ def save(
     digits: int,
 ) -> Path:
     """Write folder/step-<step>.safetensors and keep the `KEEP` newest; OSError leaves the others as they are."""
+    import safetensors.torch  # here, so that a step can be timed where it is not installed (benchmarks/gpu_check.sh)
+
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
@@ -100,6 +100,8 @@ def load(path: Path) -> Checkpoint:
     Raises CheckpointError for a file that is damaged or not a checkpoint, or from a newer version; OSError if it
     cannot be opened.
     """
+    import safetensors
+
     try:
         with path.open("rb"):
             pass

@@ -22,6 +22,7 @@ from .philox import normal_noise
 # Blocks begin on multiples of so many elements: whole counters of the generator, and whole 128-bit words of float16.
 ALIGNMENT = tl.constexpr(16)
 _ONE_BLOCK, _MANY_BLOCKS = 4096, 1024
+_MOST_IN_STEP = 2**30  # kernels count them in 32 bits
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -115,6 +116,7 @@ class _Steps:
         self.count = like.shape[0] if kl else 1
         self.batch = max(like.shape[1], 1) if kl else 1
         self.size = like.numel() // max(self.count, 1)
+        check(self.size < _MOST_IN_STEP, f"a step must have less than 2**30 elements, got {self.size}")
         self.unit = math.gcd(self.size, ALIGNMENT.value)
         self.units = self.size // self.unit
 
