@@ -115,7 +115,7 @@ def test_training_step(race: Race, clips: Clips) -> None:
     if race.device.type == "cuda":  # one line for a user, and the layout of tensor cores
         twin = pair(clips, race.device)[1]
         twin.load_state_dict(oracle.state_dict())
-        twin.to(memory_format=torch.channels_last)
+        twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         peers["oracle, channels last"] = training_step(twin, *inputs, race.dtype)
     if compiled := with_compiled_networks(race, clips, oracle):
         peers["oracle, compiled"] = training_step(compiled, *inputs, race.dtype)

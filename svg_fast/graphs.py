@@ -36,10 +36,15 @@ class Graphed(Generic[Result]):
         self.function = function
         self.device = device
         self.name = name or getattr(function, "__name__", type(function).__name__)
-        self.plain = device.type != "cuda"
+        self.plain = not self.records(device)
         self.calls = 0  # before capture
         self.inputs: list[Tensor] = []
         self.graph: torch.cuda.CUDAGraph | None = None
+
+    @staticmethod
+    def records(device: torch.device) -> bool:
+        """Whether calls on the device can become a graph."""
+        return device.type == "cuda"
 
     def __call__(self, *inputs: Tensor) -> Result:
         """The function's result; ValueError for inputs unlike the first ones in shape, dtype or device."""

@@ -128,7 +128,9 @@ def test_any_order_of_threads_and_any_device_give_the_same_bits(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("device", "size"), [(STEP_BY_STEP, (3, 5, 40)), (CLUSTERS, (2, 3, 520))], ids=["few multiprocessors", "many units"]
+    ("device", "size"),
+    [(STEP_BY_STEP, (3, 5, 40)), (CLUSTERS, (2, 3, 520)), ("sm_86 32", (2, 3, 300))],
+    ids=["few multiprocessors", "many units", "little shared memory"],
 )
 def test_what_does_not_stay_on_chip_is_computed_step_by_step(
     device: str, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch

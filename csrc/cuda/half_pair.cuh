@@ -1,6 +1,6 @@
 // float32 products on tensor cores. A number is scaled by a power of two and held as two halves, high + low, each fp16:
 // 22 bits in all (Ootomo & Yokota, "Recovering single precision accuracy from Tensor Cores", 2022). A product of two
-// such numbers is high * high + high * low + low * high; what is left out is below 2^-22 of it.
+// such numbers is high * high + high * low + low * high; what is left out is below 2^-22 of it. Infinities become NaN.
 #pragma once
 
 #include "primitives.h"

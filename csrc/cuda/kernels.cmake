@@ -11,7 +11,7 @@ elseif(NOT NVCC)
   set(NO_CUDA "there is no nvcc")
 else()
   set(trial ${CMAKE_BINARY_DIR}/nvcc_works.cu)
-  file(WRITE ${trial} "#include <cuda_runtime.h>\n__global__ void kernel() {}\n")
+  file(WRITE ${trial} "#include <cuda_runtime.h>\n__global__ void __maxnreg__(64) kernel() {}\n")
   execute_process(
     COMMAND ${NVCC} -std=c++20 -ccbin ${CMAKE_CXX_COMPILER} -c ${trial} -o ${trial}.o
     RESULT_VARIABLE failed OUTPUT_VARIABLE said ERROR_VARIABLE said)

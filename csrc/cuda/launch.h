@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include "../common.h"
 #include "../signature.h"
@@ -49,7 +50,11 @@ void check_on_current_device(const Tensor& tensor);
 template <typename T>
 T* device_data(const Tensor& tensor) {
   check_on_current_device(tensor);
-  return static_cast<T*>(tensor.mutable_data_ptr());
+  if constexpr (std::is_const_v<T>) {  // what is only read need not be copied where memory is shared until written
+    return static_cast<T*>(tensor.const_data_ptr());
+  } else {
+    return static_cast<T*>(tensor.mutable_data_ptr());
+  }
 }
 
 // From the element `at` on.

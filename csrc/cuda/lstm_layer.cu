@@ -70,8 +70,7 @@ bool run_on_chip(P p, const Tensor& like) {
     return true;
   }
   LaunchShape shape{dim3(kernels.blocks), dim3(kThreads), kernels.blocks, kernels.mail_shared};
-  const int clusters = device_facts().compute_capability >= 90 ? most_at_once(kernels.mail, shape) : 0;
-  if (clusters > 0) {
+  if (const int clusters = most_at_once(kernels.mail, shape); clusters > 0) {
     shape.grid = dim3(std::min(chunks, clusters) * blocks);
     launch(kernels.mail, shape, current_stream(like), p);
     return true;
@@ -187,16 +186,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_layer_bwd(const OptionalTensor& 
   LayerCotangents{dy, dc, gates, y, c, h0, c0, w_hh}.check();
   const int64_t steps = y.size(0), batch = y.size(1), hidden = y.size(2);
   const CurrentDevice device(y);
-  const ScalarType wide = compute_dtype(gates), dtype = stays_on_chip(gates, batch, hidden) ? chip_dtype(y) : wide;
+  const ScalarType wide = compute_dtype(gates);
+  const bool fits = stays_on_chip(gates, batch, hidden);
+  const ScalarType dtype = fits ? chip_dtype(y) : wide;
   const Given given{dense(dy, dtype), dense(dc, wide), dense(gates, wide),
                     dense(c, wide),   dense(c0, wide), dense(w_hh, wide)};
-  const auto run_stepwise = wide == ScalarType::Double ? stepwise_backward<double> : stepwise_backward<float>;
+  Gradients to{new_empty(y, {steps, batch, kGates * hidden}, dtype), new_zeros(y, {batch, hidden}, wide),
+               new_zeros(y, {batch, hidden}, wide)};
   const auto run = dtype == ScalarType::BFloat16 ? backward_on_chip<BFloat16> : backward_on_chip<float>;
-  Gradients to{new_empty(y, {steps, batch, kGates * hidden}, dtype), new_empty(y, {batch, hidden}, wide),
-               new_empty(y, {batch, hidden}, wide)};
-  if (!stays_on_chip(gates, batch, hidden) || !run(given, to)) {
-    to = {new_empty(y, {steps, batch, kGates * hidden}, wide), new_zeros(y, {batch, hidden}, wide),
-          new_zeros(y, {batch, hidden}, wide)};
+  if (!fits || !run(given, to)) {
+    if (dtype != wide) {
+      to.dgates = new_empty(y, {steps, batch, kGates * hidden}, wide);
+    }
+    const auto run_stepwise = wide == ScalarType::Double ? stepwise_backward<double> : stepwise_backward<float>;
     run_stepwise(dense(dy, wide), given.dc, given.gates, given.c, given.c0, given.w_hh, to.dgates, to.dh0, to.dc0);
   }
   const Tensor dw_hh = weight_gradient(to.dgates, h0, y);

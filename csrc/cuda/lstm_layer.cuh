@@ -94,13 +94,15 @@ SVG_DEVICE void receive_mail(uint64_t& arrival, uint32_t times, uint32_t bytes) 
 }
 
 // The gates of a unit lie H apart.
-template <typename T>
-SVG_DEVICE LSTMGates<float> load_gates(const T* i, int hidden) {
-  return {load_element(i), load_element(i + hidden), load_element(i + 2 * hidden), load_element(i + 3 * hidden)};
+template <typename T, typename Stride>
+SVG_DEVICE auto load_gates(const T* i, Stride hidden) {
+  using V = decltype(load_element(i));
+  return LSTMGates<V>{load_element(i), load_element(i + hidden), load_element(i + 2 * hidden),
+                      load_element(i + 3 * hidden)};
 }
 
-template <typename T>
-SVG_DEVICE void store_gates(T* i, int hidden, const LSTMGates<float>& gates) {
+template <typename T, typename Stride, typename V>
+SVG_DEVICE void store_gates(T* i, Stride hidden, const LSTMGates<V>& gates) {
   store_element(i, gates.i);
   store_element(i + hidden, gates.f);
   store_element(i + 2 * hidden, gates.g);

@@ -137,7 +137,8 @@ Tensor set_noise(NetStep<S>& p, const LSTMNet& net) {
     return eps;
   }
   const auto device = net.x.device();
-  const Tensor here = net.seed->device() == device ? *net.seed : torch::stable::to(*net.seed, device, /*non_blocking=*/true);
+  const Tensor here =
+      net.seed->device() == device ? *net.seed : torch::stable::to(*net.seed, device, /*non_blocking=*/true);
   const Tensor seed = dense(here, ScalarType::Long);
   p.seed = device_data<const int64_t>(seed);
   return seed;

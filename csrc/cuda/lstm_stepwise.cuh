@@ -28,26 +28,13 @@ struct CellsBackward {
 };
 
 template <typename S>
-SVG_DEVICE LSTMGates<S> gates_at(const S* i, int64_t hidden) {
-  return {i[0], i[hidden], i[2 * hidden], i[3 * hidden]};
-}
-
-template <typename S>
-SVG_DEVICE void put_gates(S* i, int64_t hidden, const LSTMGates<S>& gates) {
-  i[0] = gates.i;
-  i[hidden] = gates.f;
-  i[2 * hidden] = gates.g;
-  i[3 * hidden] = gates.o;
-}
-
-template <typename S>
 __global__ void lstm_cells_forward(CellsForward<S> p) {
   const int64_t cell = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, gate = cell + cell / p.hidden * 3 * p.hidden;
   if (cell < p.cells) {
-    const LSTMGates<S> pre = gates_at(p.gates_x + gate, p.hidden) + gates_at(p.product + gate, p.hidden);
+    const LSTMGates<S> pre = load_gates(p.gates_x + gate, p.hidden) + load_gates(p.product + gate, p.hidden);
     const LSTMGates<S> gates = lstm_activate<ScalarMath>(pre);
     const S c = lstm_cell_state(gates, p.c_prev[cell]);
-    put_gates(p.gates + gate, p.hidden, gates);
+    store_gates(p.gates + gate, p.hidden, gates);
     p.c[cell] = c;
     p.h[cell] = lstm_hidden_state<ScalarMath>(gates, c);
   }
@@ -60,8 +47,8 @@ __global__ void lstm_cells_backward(CellsBackward<S> p) {
     const S dh = p.dh[cell] + (p.dy == nullptr ? 0 : p.dy[cell]);
     const S dc = p.dc[cell] + (p.dc_given == nullptr ? 0 : p.dc_given[cell]);
     const LSTMGradient<S> d =
-        lstm_cell_bwd<ScalarMath>(dh, dc, gates_at(p.gates + gate, p.hidden), p.c[cell], p.c_prev[cell]);
-    put_gates(p.dgates + gate, p.hidden, d.pre);
+        lstm_cell_bwd<ScalarMath>(dh, dc, load_gates(p.gates + gate, p.hidden), p.c[cell], p.c_prev[cell]);
+    store_gates(p.dgates + gate, p.hidden, d.pre);
     p.dc[cell] = d.c_prev;
   }
 }

@@ -33,16 +33,16 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
+inline void check_cuda(cudaError_t error, const char* what) {
+  STD_TORCH_CHECK(error == cudaSuccess, what, " failed: ", cudaGetErrorString(error));
+}
+
 inline void check_on_current_device(const Tensor& tensor) {
   int current = 0;
-  cudaGetDevice(&current);
+  check_cuda(cudaGetDevice(&current), "cudaGetDevice");
   STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == current, "all tensors must be on cuda:", current,
                   ", got one on ",
                   tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another kind of device");
-}
-
-inline void check_cuda(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, what, " failed: ", cudaGetErrorString(error));
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {
@@ -60,12 +60,7 @@ inline DeviceFacts device_facts() {
 
 inline std::string kernel_name(const void* kernel) {
   const char* mangled = nullptr;
-#if CUDART_VERSION >= 12030
   if (cudaFuncGetName(&mangled, kernel) != cudaSuccess) {
-    mangled = nullptr;
-  }
-#endif
-  if (mangled == nullptr) {
     return "a kernel";
   }
   int status = 0;
@@ -120,13 +115,27 @@ class LaunchConfig {
   cudaLaunchAttribute attributes_[2];
 };
 
+// The compute capability that the code which would run was written for: a later device compiles older code.
+inline int compiled_for(const void* kernel) {
+  cudaFuncAttributes attributes;
+  check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+  return attributes.ptxVersion;
+}
+
 template <typename... Parameters>
 int most_at_once(void (*kernel)(Parameters...), const LaunchShape& shape) {
   const auto function = reinterpret_cast<const void*>(kernel);
+  const int most_shared = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (static_cast<int>(shape.shared_bytes) > most_shared || (shape.cluster > 1 && compiled_for(function) < 90)) {
+    return 0;
+  }
   const LaunchConfig launch(function, shape, nullptr);
   int count = 0;
   if (shape.cluster > 1) {
-    check_kernel(cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config), function, shape);
+    if (cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config) != cudaSuccess) {
+      cudaGetLastError();  // of clusters that a device does not have: the next call would be told of it too
+      return 0;
+    }
     return count;
   }
   const int threads = shape.block.x * shape.block.y * shape.block.z;

@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from .. import ops
-from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights, float32_or_wider
+from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights
 
 
 def _widths(nf: int, image_size: int) -> list[int]:
@@ -48,4 +48,4 @@ class Decoder(FrameDecoder):
         level = getattr(self, f"upc{k}")
         if isinstance(level, ConvNorm):
             return self.normalise(x, level.norm, steps, statistics)
-        return float32_or_wider(x).sigmoid()
+        return x.to(level[0].weight.dtype).sigmoid()  # frames are not narrower than parameters, whatever autocast does

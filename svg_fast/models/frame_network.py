@@ -47,13 +47,14 @@ class _FirstImages(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, images: int) -> tuple[Tensor, Tensor]:
-        ctx.images = images
+        ctx.images, ctx.shape = images, x.shape
         ctx.set_materialize_grads(False)
         return x, x[:images]
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor, dfirst: Tensor | None) -> tuple[Tensor, None]:
+    def backward(ctx: Any, dx: Tensor | None, dfirst: Tensor | None) -> tuple[Tensor | None, None]:
         if dfirst is not None:
+            dx = dfirst.new_zeros(ctx.shape) if dx is None else dx
             dx[: ctx.images].add_(dfirst)  # the next stage's convolution or pooling made dx for us alone
         return dx, None
 
@@ -73,11 +74,6 @@ class _AddSkips(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         shared = dy[ctx.own :].unflatten(0, (-1, ctx.images)).sum(0)
         return dy, torch.cat((dy[: ctx.own], shared)), None
-
-
-def float32_or_wider(x: Tensor) -> Tensor:
-    """What autocast made narrow, for where it would matter."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def joined(chunks: Sequence[Tensor]) -> Tensor:

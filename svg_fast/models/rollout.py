@@ -6,6 +6,7 @@ S samples of B clips in one batch of S * B rows, sample by sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -75,11 +76,12 @@ class FutureStep:
     def __call__(self, eps: Tensor | None = None) -> Tensor:
         """The next frame (S * B, C, H, W), overwritten by the next call; noise eps (S * B, z_dim), if it is given."""
         assert self.frame is not None
-        h, skips, _ = self.encoder.encode(self.frame, self.now.encoder_weights, self.n_samples, self.batch_statistics)
-        if self.config.last_frame_skip:
-            halves = self.decoder.skip_halves(skips, self.now.decoder_weights)
-            torch._foreach_copy_(self.now.halves, halves)
-        return self.frame.copy_(self._predict(h, eps))
+        now = self.now
+        with _own_casts(self.frame.device.type):
+            h, skips, _ = self.encoder.encode(self.frame, now.encoder_weights, self.n_samples, self.batch_statistics)
+            if self.config.last_frame_skip:
+                torch._foreach_copy_(now.halves, self.decoder.skip_halves(skips, now.decoder_weights))
+            return self.frame.copy_(self._predict(h, eps))
 
     def _predict(self, h: Tensor, eps: Tensor | None) -> Tensor:
         now, states, after = self.now, [*self.now.predictor], []
@@ -100,6 +102,16 @@ class FutureStep:
         return frame
 
 
+def _own_casts(device: str) -> AbstractContextManager[None]:
+    """Autocast as it is, but no parameter's cast is taken from its cache: that memory goes when autocast ends, and a
+    graph that read it would be replayed on what is there then."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    casts: AbstractContextManager[None] = torch.autocast(device, dtype, enabled=enabled, cache_enabled=False)
+    return casts
+
+
 def advance(seed: Tensor) -> None:
     """The noise of the next step: another offset, in place."""
     seed[1:] += 1
@@ -116,23 +128,24 @@ def future_step(
 
     The graph is that of the model's last rollouts, where theirs were alike and all tensors still lie where they did.
     """
-    if not cuda_graph:
+    device = start.predictor[0].device
+    if not cuda_graph or not Graphed.records(device):
         step = FutureStep(model, n_samples, batch_statistics, start)
         return step, step
-    device = start.predictor[0].device
     where = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
     shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in start.tensors())
     modes = (
         torch.is_autocast_enabled(device.type),
         torch.get_autocast_dtype(device.type),
         torch.is_inference_mode_enabled(),  # tensors made in it may not be written to outside
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.deterministic,
+        torch.get_float32_matmul_precision(),
+        torch.cuda.current_stream(device).cuda_stream,
     )
     key = (model.config, n_samples, batch_statistics, start.seed is None, modes, shapes, where)
     kept = _kept.get(model)
     if kept is None or kept[0] != key:
         step = FutureStep(model, n_samples, batch_statistics, start)
-        graphed = Graphed(step, device, "a rollout's future step")
-        if graphed.plain:
-            return step, graphed
-        kept = _kept[model] = (key, step, graphed)
+        kept = _kept[model] = (key, step, Graphed(step, device, "a rollout's future step"))
     return kept[1:]

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import ops
 from . import dcgan, generation, vgg
 from .config import Statistics, SVGConfig, check_conditioning
-from .frame_network import FrameDecoder, FrameEncoder, channels_last, float32_or_wider, joined, presented_once
+from .frame_network import FrameDecoder, FrameEncoder, channels_last, joined, presented_once
 from .recurrent import LSTM, GaussianLSTM
 
 _BACKBONES = {"dcgan": (dcgan.Encoder, dcgan.Decoder), "vgg": (vgg.Encoder, vgg.Decoder)}
@@ -155,7 +155,7 @@ class SVG(nn.Module):
         if variant == "det":
             if eps is not None:
                 raise ValueError("the deterministic model has no latent: eps must be None")
-            return (), float32_or_wider(features.new_zeros(steps))
+            return (), self.frame_predictor.embed.weight.new_zeros(steps)
         if eps is not None and tuple(eps.shape) != (steps, batch, self.config.z_dim):
             raise ValueError(
                 f"eps must have shape {[steps, batch, self.config.z_dim]} (T - 1, B, z_dim), got {list(eps.shape)}"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights, float32_or_wider
+from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights
 
 
 def _stage(*widths: int) -> nn.Sequential:
@@ -64,7 +64,7 @@ class Decoder(FrameDecoder):
         for block in rest:
             if isinstance(block, nn.ConvTranspose2d):
                 x = ops.frame_conv(x, weights[block][0], block.bias, transposed=True)
-                return float32_or_wider(x).sigmoid()
+                return x.to(block.weight.dtype).sigmoid()  # as in dcgan
             x = ops.frame_conv(x, weights[block.conv][0], block.conv.bias)
             x = self.normalise(x, block.norm, steps, statistics)
         return x

@@ -69,7 +69,8 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
     """Give the declared op `name` its gradient (see `torch.library.register_autograd`); returns it for eager calls.
 
     To a registered gradient a call passes from Python to C++ and back three times, some 20 microseconds. What is
-    returned goes straight into an autograd function of the same parts; torch.compile traces the registered one.
+    returned goes straight into an autograd function of the same parts; torch.compile and torch.func take the
+    registered one.
     """
     torch.library.register_autograd(f"svg_fast::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
     refuse_gradient(
@@ -94,6 +95,7 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
     function: Any = type(name, (torch.autograd.Function,), parts)
 
     def call(*inputs: Any) -> Any:
-        return op(*inputs) if torch.compiler.is_compiling() else function.apply(*inputs)
+        registered = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        return op(*inputs) if registered else function.apply(*inputs)
 
     return call

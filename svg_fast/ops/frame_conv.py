@@ -60,8 +60,7 @@ def prepare_conv(weight: Tensor, *, transposed: bool) -> ConvWeight:
     """Do once what `frame_conv` would do to a weight at every call; good until the weight changes."""
     if _weight_fits(weight):
         return ConvWeight(weight, _pack(weight.detach(), transposed, torch.is_grad_enabled()))
-    device = weight.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    dtype = torch.get_autocast_dtype(weight.device.type) if _autocasts(weight) else weight.dtype
     return ConvWeight(weight.to(dtype, memory_format=torch.channels_last, copy=True), [])
 
 
@@ -92,14 +91,19 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None
 
 def _check_dtypes(x: Tensor, **others: Tensor | None) -> None:
     """Autocast may mix them: it casts what it hands to a convolution."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if not _autocasts(x):
         for name, tensor in others.items():
             if tensor is not None:
                 check_dtype(name, tensor, x.dtype)
 
 
+def _autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where x is; the meta device knows none."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+
+
 def _weight_fits(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or _autocasts(weight):
         return False
 
     def whole(channels: int) -> bool:

@@ -32,7 +32,8 @@ class TrainConfig:
     device: "cpu", "cuda", ...; None takes a GPU where there is one. threads: of the CPU; 0 leaves torch's choice.
     precision: float32, in which TF32 has no part, or bf16 on a GPU: products and activations in bfloat16; parameters,
     their gradients, Adam's state, BatchNorm's statistics, the LSTMs' cell states, KL and losses stay float32.
-    cuda_graph: on a GPU, whether a step is launched as one CUDA graph; None where that can be, the log says if not.
+    cuda_graph: whether a step is launched as one CUDA graph; None: on a GPU, yes. Where a capture fails, the log says
+    so and kernels are launched one by one. True without a GPU is an error.
 
     Raises ValueError for a value that is not allowed.
     """

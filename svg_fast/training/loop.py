@@ -1,9 +1,10 @@
 """The training loop, to be read from top to bottom.
 
 A run is a sequence of steps. Step n trains on the clips n * batch_size, ..., a clip depends on the seed and its index
-alone, and all noise comes from one generator: the parameters after step n are a function of the settings. So a run that
-was interrupted at any moment goes on from its last checkpoint and reaches, bit for bit on one CPU machine with one
-number of threads, what it would have reached undisturbed.
+alone, and all noise comes from one generator, or on a GPU from the seed and n: the parameters after step n are a
+function of the settings and the kind of device. So a run that was interrupted at any moment goes on from its last
+checkpoint and reaches, bit for bit on one CPU machine with one number of threads, what it would have reached
+undisturbed.
 """
 
 from __future__ import annotations

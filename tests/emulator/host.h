@@ -27,11 +27,19 @@ inline DeviceFacts device_facts() {
   return {10 * device.major + device.minor, device.multiprocessors};
 }
 
+// Of a block, in bytes.
+inline uint32_t most_shared(int compute_capability) {
+  return compute_capability == 80                               ? 163 << 10
+         : compute_capability == 86 || compute_capability == 89 ? 99 << 10
+                                                                : 227 << 10;
+}
+
 // One block on a multiprocessor.
 template <typename... Parameters>
 int most_at_once(void (*)(Parameters...), const LaunchShape& shape) {
   const DeviceFacts facts = device_facts();
-  if (shape.cluster > 1 && facts.compute_capability < 90) {
+  if ((shape.cluster > 1 && facts.compute_capability < 90) ||
+      shape.shared_bytes > most_shared(facts.compute_capability)) {
     return 0;
   }
   return facts.multiprocessors / shape.cluster;
