@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -29,9 +28,9 @@ def watches(monkeypatch: pytest.MonkeyPatch) -> list[Watch]:
     seen: list[Watch] = []
     run = FutureStep.__call__
 
-    def watched(self: FutureStep, *noise: Tensor) -> Tensor:
+    def watched(self: FutureStep, noise: Tensor) -> Tensor:
         with Watch() as watch:
-            frame = run(self, *noise)
+            frame = run(self, noise)
         seen.append(watch)
         return frame
 
@@ -75,10 +74,10 @@ def test_a_future_step_never_waits_and_runs_whole_nets(config: SVGConfig, bf16: 
 def test_what_waits_is_caught(watches: list[Watch], monkeypatch: pytest.MonkeyPatch) -> None:
     predict = FutureStep._predict
 
-    def waits(self: FutureStep, h: Tensor, eps: Any) -> Tensor:
+    def waits(self: FutureStep, noise: Tensor) -> Tensor:
         if self.frame is not None:
-            h.sum().item()
-        return predict(self, h, eps)
+            noise.sum().item()
+        return predict(self, noise)
 
     monkeypatch.setattr(FutureStep, "_predict", waits)
     with pytest.raises(Stall):

@@ -20,8 +20,10 @@ FILES = [
 LEFT_OUT = "not gradcheck and not opcheck and not compile"
 ARGUMENTS = ["-q", "-k", LEFT_OUT, *FILES]
 # Of these, what reaches the CUDA kernels. Large cases take the emulator minutes; bfloat16 sequences, whose hidden state
-# is rounded between steps, have a test of their own.
+# is rounded between steps, have a test of their own; and dw_hh is PyTorch's product, which on some CPUs depends on the
+# number of threads: the kernels' own test of that runs them in any order.
 EMULATED = [
     str(FOLDER / name) for name in ("test_ops.py", "test_op_errors.py", "test_lstm_kernels.py", "test_lstm_net.py")
 ]
-EMULATED_ARGUMENTS = ["-k", f"lstm and {LEFT_OUT} and not large and not (lstm_layer and bfloat16)", *EMULATED]
+EMULATED_LEFT_OUT = "large or (lstm_layer and bfloat16) or number_of_threads"
+EMULATED_ARGUMENTS = ["-k", f"lstm and {LEFT_OUT} and not ({EMULATED_LEFT_OUT})", *EMULATED]

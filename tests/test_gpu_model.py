@@ -22,6 +22,7 @@ from torch import Tensor
 import svg_fast
 from svg_fast import SVG, SVGConfig
 from svg_fast.graphs import WARM_UP, Graphed
+from svg_fast.models import chunks
 from svg_fast.training import checkpoint, train
 from svg_fast.training.loop import prepare_device
 from svg_fast.training.step import TrainingStep, noise_on_device
@@ -65,7 +66,7 @@ def test_bfloat16_numbers() -> None:
 @pytest.fixture
 def all_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator."""
-    monkeypatch.setattr(SVG, "_default_chunk", lambda self, batch: None)
+    monkeypatch.setattr(chunks, "images_at_once", lambda *_: None)
 
 
 @pytest.mark.usefixtures("all_steps_at_once")

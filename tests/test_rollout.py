@@ -16,9 +16,10 @@ from test_parity import SMALL, clip, pair
 from torch import Tensor
 
 from svg_fast import SVG
-from svg_fast.graphs import WARM_UP
+from svg_fast.graphs import WARM_UP, Graphed
 from svg_fast.models import rollout
 from svg_fast.models.config import SVGConfig
+from svg_fast.models.recurrent import GaussianLSTM
 
 N_PAST, N_FUTURE, SAMPLES, BATCH = 3, WARM_UP + 5, 2, 2
 
@@ -26,7 +27,7 @@ N_PAST, N_FUTURE, SAMPLES, BATCH = 3, WARM_UP + 5, 2, 2
 def sampled(
     model: SVG, frames: Tensor, drawn: str, cuda_graph: bool, seed: int = 0, n_future: int = N_FUTURE
 ) -> Tensor:
-    """Noise given, drawn from a generator, or by the ops from a seed of torch's own generator."""
+    """Noise given, or drawn from a seed of a generator, which may be torch's own."""
     options: dict[str, Any] = {"cuda_graph": cuda_graph}
     torch.manual_seed(seed)
     if drawn == "generator":
@@ -67,23 +68,25 @@ def test_replayed_steps_give_the_same_video(config: SVGConfig, drawn: str, monke
     assert graph_of(model).graph is graph
 
 
-def test_replays_draw_fresh_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a prior that sees the same and says the same, only the noise is left to tell two steps apart."""
-    model, _ = pair(SMALL)
+def test_replays_of_a_net_draw_fresh_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A (seed, offset) on the device is read by every replay anew."""
+    net = GaussianLSTM(4, 3, 8, 1)
+    state, x, seed = net.init_state(2), torch.randn(2, 4), torch.tensor([5, 0])
+
+    @torch.no_grad()
+    def draw(x: Tensor) -> Tensor:
+        z, _ = net.sample_step(x, state, seed=seed)
+        seed[1:].add_(1)
+        return z
+
+    want = [draw(x).clone() for _ in range(WARM_UP + 4)]
+    assert len(torch.stack(want).unique(dim=0)) == len(want)
+    seed[1:].zero_()
     use_recorded_graphs(monkeypatch)
-    sampled(model, clip(SMALL, N_PAST, BATCH)[0], "seed", True)
-    _, step, run = rollout._kept[model]
-    assert run.graph is not None
-    assert step.frame is not None
-    before = [tensor.clone() for tensor in (*step.now.tensors(), step.frame)]
-    frames = []
-    for _ in range(2):
-        frames.append(run().clone())
-        seed = step.now.seed
-        for tensor, value in zip((*step.now.tensors(), step.frame), before, strict=True):
-            if tensor is not seed:
-                tensor.copy_(value)
-    assert not torch.equal(*frames)
+    graphed = Graphed(draw, x.device)
+    got = [graphed(x).clone() for _ in want]
+    assert graphed.graph is not None
+    assert torch.equal(torch.stack(got), torch.stack(want))
 
 
 def test_a_changed_weight_is_seen_and_a_moved_one_captured_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, cast, get_args
 
 Variant = Literal["lp", "fp", "det"]
 Backbone = Literal["dcgan", "vgg"]
 Skip = Literal["published", "paper"]
 Statistics = Literal["batch", "running"]
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,20 @@ def check_conditioning(config: SVGConfig, n_past: int, n_frames: int) -> None:
             'n_past = 1 leaves the published skip without a frame (it takes frame n_past - 2); use skip="paper",'
             " last_frame_skip=True, or n_past of 2 or more"
         )
+
+
+def from_json(cls: type[Settings], values: dict[str, Any]) -> Settings:
+    """A dataclass of settings from those that JSON holds, each of its default's type; absent ones keep their default.
+
+    Raises KeyError for an unknown name, TypeError for another type, ValueError for a value that is not allowed.
+    """
+    defaults = {field.name: field.default for field in fields(cast(Any, cls))}
+    for name, value in values.items():
+        default = defaults[name]
+        same = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+        if not same and default is not None and value is not None:
+            raise TypeError(f"{name} must be {type(default).__name__}, got {value!r}")
+    return cls(**values)
 
 
 # Denton & Fergus 2018, section 4 and the published training commands.

@@ -7,7 +7,6 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .. import ops
 from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights
 
 
@@ -26,8 +25,7 @@ class Encoder(FrameEncoder):
 
     def run_stage(self, k: int, x: Tensor, weights: Weights, steps: int, statistics: StepStatistics | None) -> Tensor:
         stage: ConvNorm = getattr(self, f"c{k}")
-        x = ops.frame_conv(x, weights[stage.conv][0], stage.conv.bias)
-        return self.normalise(x, stage.norm, steps, statistics)
+        return self.normalise(weights[stage.conv](x), stage.norm, steps, statistics)
 
 
 class Decoder(FrameDecoder):
@@ -48,4 +46,4 @@ class Decoder(FrameDecoder):
         level = getattr(self, f"upc{k}")
         if isinstance(level, ConvNorm):
             return self.normalise(x, level.norm, steps, statistics)
-        return x.to(level[0].weight.dtype).sigmoid()  # frames are not narrower than parameters, whatever autocast does
+        return x.to(level[0].weight.dtype).sigmoid_()  # frames are not narrower than parameters, whatever autocast does

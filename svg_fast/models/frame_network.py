@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,28 @@ StepStatistics = list[tuple[Tensor, Tensor]]
 
 Conv = nn.Conv2d | nn.ConvTranspose2d
 
-# The weight of each convolution, or its (upstream, skip) halves where it joins the two, as its op wants it. Made once a
-# training step, not once a chunk of time, so that split and preparation are paid for once.
-Weights = dict[Conv, tuple[ConvWeight, ...]]
+
+class PreparedConv(NamedTuple):
+    """A convolution as its op wants it. Where it joins upstream and skip, `weight` is the upstream half.
+
+    For running statistics the BatchNorm that follows is folded in: only its activation is left to do.
+    """
+
+    weight: ConvWeight
+    bias: Tensor
+    skip_weight: ConvWeight | None
+    transposed: bool
+
+    def __call__(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
+        return ops.frame_conv(x, self.weight, self.bias, addend=addend, transposed=self.transposed)
+
+    def tensors(self) -> list[Tensor]:
+        parts = (self.weight,) if self.skip_weight is None else (self.weight, self.skip_weight)
+        return [self.bias, *(tensor for part in parts for tensor in (part.weight, *part.packed))]
+
+
+# Made once a training step, not once a chunk of time, so that split and preparation are paid for once.
+Weights = dict[Conv, PreparedConv]
 
 NEGATIVE_SLOPE = 0.2
 VECTOR_MAP = 4  # the encoder's head closes a 4 x 4 map; the decoder's first layer opens one
@@ -93,6 +112,16 @@ def _prepare(conv: Conv, weight: Tensor) -> ConvWeight:
     return prepare_conv(weight, transposed=conv.transposed)
 
 
+def _folded(conv: Conv, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution and the BatchNorm by running statistics in one."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert conv.bias is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    outputs = (1, -1, 1, 1) if conv.transposed else (-1, 1, 1, 1)
+    return conv.weight * scale.view(outputs), norm.bias + (conv.bias - norm.running_mean) * scale
+
+
 class ConvNorm(nn.Module):
     """A convolution and its BatchNorm under the published name `main`; the activation has no parameters."""
 
@@ -115,8 +144,25 @@ class FrameNetwork(nn.Module):
     def norms(self) -> list[nn.BatchNorm2d]:
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
-    def weights(self) -> Weights:
-        return {conv: (_prepare(conv, conv.weight),) for conv in self.modules() if isinstance(conv, Conv)}
+    def joins(self) -> list[Conv]:
+        """The convolutions that take [upstream, skip]."""
+        return []
+
+    def weights(self, batch_statistics: bool) -> Weights:
+        """Every convolution, prepared; with the BatchNorm that follows it, unless batch statistics are to be taken."""
+        norms: dict[nn.Module, nn.BatchNorm2d] = {}
+        for layer in () if batch_statistics else self.modules():
+            if isinstance(layer, nn.Sequential) and isinstance(layer[-1], nn.BatchNorm2d):
+                norms[layer[0]] = layer[-1]
+        joins = self.joins()
+        prepared = {}
+        for conv in (module for module in self.modules() if isinstance(module, Conv)):
+            assert conv.bias is not None
+            weight, bias = _folded(conv, norms[conv]) if conv in norms else (conv.weight, conv.bias)
+            halves = weight.chunk(2, dim=0 if conv.transposed else 1) if conv in joins else (weight,)
+            first, *skip = (_prepare(conv, half) for half in halves)
+            prepared[conv] = PreparedConv(first, bias, skip[0] if skip else None, conv.transposed)
+        return prepared
 
     def normalise(
         self,
@@ -126,10 +172,10 @@ class FrameNetwork(nn.Module):
         statistics: StepStatistics | None,
         activation: Activation = "leaky_relu",
     ) -> Tensor:
-        """BatchNorm and activation: by each step's own statistics, then appended, or for None by the running ones."""
+        """BatchNorm by each step's own statistics, which are appended, and activation; for None the activation alone,
+        in place, since the running statistics are in the convolution before."""
         if statistics is None:
-            y = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
-            return F.leaky_relu(y, NEGATIVE_SLOPE) if activation == "leaky_relu" else y.tanh()
+            return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True) if activation == "leaky_relu" else x.tanh_()
         y, mean, var = ops.batch_norm_act(
             x,
             norm.weight,
@@ -186,21 +232,23 @@ class FrameEncoder(FrameNetwork):
     ) -> tuple[Tensor, list[Tensor], StepStatistics]:
         """Frames (G * N, C, H, W) -> h (G * N, g_dim), skips shallow to deep, the statistics of each step.
 
-        skip_images: of how many images, the first ones, skips are wanted; None for all.
+        skip_images: of how many images, the first ones, skips are wanted; None for all. For 0 there are no skips.
         """
         statistics: StepStatistics = []
         record = statistics if batch_statistics else None
         skips = []
         for k in range(1, self.n_stages + 1):
             x = skip = self.run_stage(k, x, weights, steps, record)
+            if skip_images == 0:
+                continue
             if skip_images not in (None, len(x)):
                 x, skip = _FirstImages.apply(x, skip_images)
             skips.append(skip)
         conv, norm = cast(tuple[nn.Conv2d, nn.BatchNorm2d], getattr(self, f"c{self.n_stages + 1}"))
         x = self.head_input(x)
         # a 4 x 4 kernel on a 4 x 4 map is one matrix product; channels last, both operands flatten without a copy
-        ((weight, _),) = weights[conv]
-        h = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+        head = weights[conv]
+        h = F.linear(x.permute(0, 2, 3, 1).flatten(1), head.weight.weight.permute(0, 2, 3, 1).flatten(1), head.bias)
         h = self.normalise(h[..., None, None], norm, steps, record, "tanh")
         return h.flatten(1), skips, statistics
 
@@ -209,7 +257,7 @@ class FrameEncoder(FrameNetwork):
         return x
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        h, skips, statistics = self.encode(channels_last(x), self.weights(), 1, self.training)
+        h, skips, statistics = self.encode(channels_last(x), self.weights(self.training), 1, self.training)
         if self.training:
             self.update_running_statistics([statistics], presented_once(1, x))
         return h, skips
@@ -247,22 +295,17 @@ class FrameDecoder(FrameNetwork):
     def levels(self) -> range:
         return range(2, self.n_levels + 2)
 
-    def weights(self) -> Weights:
-        joins = {self.join(k) for k in self.levels()}
-        whole = (conv for conv in self.modules() if isinstance(conv, Conv) and conv not in joins)
-        halves = {conv: conv.weight.chunk(2, dim=0 if conv.transposed else 1) for conv in joins}
-        return {
-            **{conv: (_prepare(conv, conv.weight),) for conv in whole},
-            **{conv: tuple(_prepare(conv, half) for half in pair) for conv, pair in halves.items()},
-        }
+    def joins(self) -> list[Conv]:
+        return [self.join(k) for k in self.levels()]
 
     def skip_halves(self, skips: Sequence[Tensor], weights: Weights) -> list[Tensor]:
         """conv(skip; W_skip) of every level, deepest first, for skips given shallow to deep."""
-        joins = map(self.join, self.levels())
-        return [
-            ops.frame_conv(skip, weights[join][1], transposed=join.transposed)
-            for join, skip in zip(joins, reversed(skips), strict=True)
-        ]
+        halves = []
+        for join, skip in zip(self.joins(), reversed(skips), strict=True):
+            weight = weights[join].skip_weight
+            assert weight is not None
+            halves.append(ops.frame_conv(skip, weight, transposed=join.transposed))
+        return halves
 
     def decode(
         self,
@@ -279,19 +322,14 @@ class FrameDecoder(FrameNetwork):
         statistics: StepStatistics = []
         record = statistics if batch_statistics else None
         conv, norm = cast(tuple[nn.ConvTranspose2d, nn.BatchNorm2d], self.upc1)
-        assert conv.bias is not None
-        ((weight, _),) = weights[conv]
-        x = F.linear(h, weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.repeat(VECTOR_MAP * VECTOR_MAP))
+        opening = weights[conv]
+        weight, bias = opening.weight.weight, opening.bias.repeat(VECTOR_MAP * VECTOR_MAP)
+        x = F.linear(h, weight.permute(2, 3, 1, 0).flatten(0, 2), bias)
         x = x.unflatten(1, (VECTOR_MAP, VECTOR_MAP, -1)).permute(0, 3, 1, 2)
         x = self.normalise(x, norm, steps, record)
         for k, half in zip(self.levels(), halves, strict=True):
-            join = self.join(k)
             repeating = len(half) in (len(h), len(h) // steps)
-            x = ops.frame_conv(
-                *(self.upsample(x), weights[join][0], join.bias),
-                addend=half if repeating else None,
-                transposed=join.transposed,
-            )
+            x = weights[self.join(k)](self.upsample(x), half if repeating else None)
             if not repeating:
                 x = _AddSkips.apply(x, half, len(h) // steps)
             x = self.finish_level(k, x, weights, steps, record)
@@ -299,7 +337,7 @@ class FrameDecoder(FrameNetwork):
 
     def forward(self, inputs: tuple[Tensor, Sequence[Tensor]]) -> Tensor:
         h, skips = inputs
-        weights = self.weights()
+        weights = self.weights(self.training)
         x, statistics = self.decode(h, self.skip_halves(skips, weights), weights, 1, self.training)
         if self.training:
             self.update_running_statistics([statistics], presented_once(1, x))

@@ -1,147 +1,221 @@
-"""Generating futures: condition on given frames, then feed every prediction back (section 3 of the paper)."""
+"""Generating futures: condition on given frames, then feed every prediction back (section 3 of the paper).
+
+S samples of B clips; n_past given frames, n_future generated ones, T in all, so T - 1 steps. What the given frames say
+is computed once for all samples. Samples, and clips where BatchNorm lets them, are worked off in chunks of bounded
+memory; noise belongs to a sample and a clip, so it does not depend on the chunks.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from .. import ops
+from .chunks import chunk_size, ranges
+from .conditioning import Conditioning
 from .config import Statistics, check_conditioning
-from .frame_network import channels_last
-from .recurrent import State
-from .rollout import Start, advance, future_step
+from .noise import Noise
+from .rollout import Start, future_step
 
 if TYPE_CHECKING:
     from .svg import SVG
 
+Latents = Literal["prior", "posterior"]
+
+
+class SampleOptions(TypedDict, total=False):
+    """Options of `sample` and `sample_chunks`; each has its default.
+
+    statistics: BatchNorm by "batch" (each sample and step by itself, over the B clips) or "running" statistics; None is
+    the configuration's, by default how the variant was published. No running statistics change.
+    seed: of the noise, 0 <= seed < 2**63, the same for every chunking and, to rounding, device; otherwise it is drawn
+    from `generator`, by default torch's own. eps (T - 1, S, B, z_dim) replaces the noise.
+    latents: where the future's z come from: "prior" (in SVG-FP the standard normal), or "posterior": of the true next
+    frame, so that all T frames are given.
+    z (T - 1, S, B, z_dim): the latents themselves, as other rollouts left them or `interpolate_latents` made them.
+    temperature: factor of the future's standard deviation, a number or one for each sample (S,); 0 is the mean.
+    branch_at: a frame n_past <= k < T: the samples are one up to frame k, and go ways of their own from there on.
+    memory_limit: bytes that a chunk may take beside the model and what is given; None leaves it to the device.
+    cuda_graph: on a GPU the future steps are replays of one CUDA graph, captured at a model's first rollouts of a
+    shape and kept for the next ones; False runs them one kernel after another. The result is the same.
+    """
+
+    statistics: Statistics | None
+    seed: int | None
+    generator: torch.Generator | None
+    eps: Tensor | None
+    latents: Latents
+    z: Tensor | None
+    temperature: float | Tensor
+    branch_at: int | None
+    memory_limit: int | None
+    cuda_graph: bool
+
+
+class Chunk(NamedTuple):
+    """Some samples of some clips.
+
+    video (S', B', T, C, H, W), the given frames first; latents (T - 1, S', B', z_dim): z of every step.
+    """
+
+    samples: range
+    clips: range
+    video: Tensor
+    latents: Tensor
+
 
 @torch.no_grad()
-def sample(
-    model: SVG,
-    frames: Tensor,
-    n_future: int,
-    n_samples: int = 1,
-    *,
-    statistics: Statistics | None = None,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    cuda_graph: bool = True,
-) -> Tensor:
-    """S = n_samples rollouts of every clip, all samples in one batch.
+def sample(model: SVG, frames: Tensor, n_future: int, n_samples: int = 1, **options: Unpack[SampleOptions]) -> Tensor:
+    """S = n_samples futures of every clip; the options are those of `SampleOptions`.
 
     While conditioning, the posterior's sample (SVG-LP) or mean (SVG-FP) drives the frame predictor; afterwards z comes
     from the prior, and each predicted frame is encoded as the next input.
 
     frames (B, n_past, C, H, W), float in [0, 1] or uint8 -> (S, B, n_past + n_future, C, H, W), the given frames first.
-    statistics: BatchNorm by "batch" (each sample and step by itself) or "running" statistics; None is the
-    configuration's, by default how the variant was published. No running statistics change.
-    eps (n_past + n_future - 1, S, B, z_dim) replaces the noise, which is otherwise drawn from `generator`, and without
-    one by a seed from torch's default generator.
-    cuda_graph: on a GPU the future steps are replays of one CUDA graph, captured at a model's first rollouts of a
-    shape and kept for the next ones; False runs them one kernel after another. The result is the same.
+    For latents="posterior" frames are all T = n_past + n_future.
 
-    Raises ValueError for frames or eps that do not fit, and for batch statistics of a single clip.
+    Raises ValueError for frames or options that do not fit, and for batch statistics of a single clip.
     """
-    config = model.config
-    x = model.prepare_frames(frames).transpose(0, 1)
-    n_past, batch = x.shape[:2]
-    n_frames, rows = n_past + n_future, n_samples * batch
-    for name, count in (("the given frames", n_past), ("n_future", n_future), ("n_samples", n_samples)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    check_conditioning(config, n_past, n_frames)
-    batch_statistics = _uses_batch(statistics or config.sampling_statistics(), batch)
-    noise = _Noise(model, (n_frames - 1, n_samples, batch, config.z_dim), eps, generator)
-
-    encoder_weights, weights = model.encoder.weights(), model.decoder.weights()
-    images = channels_last(x.flatten(0, 1))
-    known, known_skips, _ = model.encoder.encode(images, encoder_weights, n_past, batch_statistics)
-    features = known.unflatten(0, (n_past, batch))
-    n_skips = min(config.skip_frames(n_past, n_frames), n_past)
-    skips = [level.unflatten(0, (n_past, batch))[n_skips - 1] for level in known_skips]
-    if config.last_frame_skip:  # by and by each sample has its own
-        skips = [skip.repeat(n_samples, 1, 1, 1) for skip in skips]
-
-    latent = _Latent(model, n_samples, batch)
-    state = model.frame_predictor.init_state(rows)
-    h = features[0].expand(n_samples, batch, -1)
-    for i in range(1, n_past):
-        predictor_input = torch.cat((h, *latent.step(h, features[i], noise, i - 1)), dim=-1)
-        _, state = model.frame_predictor.step(predictor_input.flatten(0, 1), state)
-        h = features[i].expand(n_samples, batch, -1)
-
-    halves = model.decoder.skip_halves(skips, weights)
-    start = Start(state, latent.prior_state, halves, noise.seed, encoder_weights, weights)
-    step, run = future_step(model, n_samples, batch_statistics, start, cuda_graph=cuda_graph)
-    future = [step.begin(h.flatten(0, 1), start, *noise.rows(n_past - 1)).clone()]
-    for i in range(n_past, n_frames - 1):
-        future.append(run(*noise.rows(i)).clone())
-    video = [frame.expand(n_samples, *frame.shape) for frame in x]
-    return torch.stack([*video, *(frame.unflatten(0, (n_samples, batch)) for frame in future)], dim=2)
+    plan = _Plan(model, frames, n_future, n_samples, options)
+    video = plan.given.new_empty((n_samples, len(frames), plan.n_frames, *frames.shape[2:]))
+    for _ in plan.chunks(video):
+        pass
+    return video
 
 
-class _Noise:
-    """Standard normal noise for every step: a table of it, or a seed from which the ops draw it."""
+@torch.no_grad()
+def sample_chunks(
+    model: SVG, frames: Tensor, n_future: int, n_samples: int = 1, **options: Unpack[SampleOptions]
+) -> Iterator[Chunk]:
+    """`sample`, a chunk at a time: all samples of some clips, then of the next, in order.
 
-    def __init__(
-        self, model: SVG, shape: tuple[int, ...], eps: Tensor | None, generator: torch.Generator | None
-    ) -> None:
-        """Shape (steps, S, B, z_dim). The caller's noise, checked, or that of his generator; else of a new seed."""
-        weight = model.frame_predictor.embed.weight
-        self.table: Tensor | None = None
-        self.seed: Tensor | None = None
-        if model.config.variant == "det":
-            if eps is not None:
-                raise ValueError("the deterministic model has no latent: eps must be None")
-        elif eps is not None:
-            if tuple(eps.shape) != shape:
-                raise ValueError(
-                    f"eps must have shape {list(shape)} (n_past + n_future - 1, S, B, z_dim), got {list(eps.shape)}"
-                )
-            self.table = eps.to(weight)
-        elif generator is not None:
-            drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=weight.dtype)
-            self.table = drawn.to(weight.device)
-        else:
-            self.seed = torch.randint(2**63 - 1, (2,)).to(weight.device)
-
-    def rows(self, step: int) -> tuple[Tensor, ...]:
-        """Of a table the noise (S * B, z_dim) of a step; nothing where there is none."""
-        return () if self.table is None else (self.table[step].flatten(0, 1),)
+    No more than one chunk is held, so any number of samples, clips and frames can be gone through.
+    """
+    yield from _Plan(model, frames, n_future, n_samples, options).chunks()
 
 
-class _Latent:
-    """The latent's side of the conditioning frames: the posterior's sample or mean, and the prior's state."""
+def interpolate_latents(a: Tensor, b: Tensor, n_samples: int) -> Tensor:
+    """Between two latent sequences: a, b (T - 1, B, z_dim) -> (T - 1, S, B, z_dim), the first sample a, the last b.
 
-    def __init__(self, model: SVG, n_samples: int, batch: int) -> None:
-        self.model, self.variant = model, model.config.variant
-        self.prior_state: State | None = None
-        if self.variant != "det":
-            self.posterior_state = model.posterior.init_state(batch)
-        if self.variant == "lp":
-            self.prior_state = model.prior.init_state(n_samples * batch)
+    For `z` of `sample`: what lies between two futures, or between what the posterior saw in two clips. Linear in z.
 
-    def step(self, h: Tensor, target: Tensor, noise: _Noise, step: int) -> tuple[Tensor, ...]:
-        """Features h (S, B, g_dim), and the next frame's (B, g_dim) -> (z (S, B, z_dim),), or ()."""
-        if self.variant == "det":
-            return ()
-        if self.prior_state is not None:
-            # the prior sees every frame, so that its state is right when its sample is wanted
-            _, _, self.prior_state = self.model.prior.step(h.flatten(0, 1), self.prior_state)
-        mu, logvar, self.posterior_state = self.model.posterior.step(target, self.posterior_state)
-        mu, logvar = (x.expand(len(h), *x.shape) for x in (mu, logvar))
-        if self.variant == "fp":
-            return (mu,)
-        z = ops.gaussian_rsample(mu, logvar, seed=noise.seed, eps=None if noise.table is None else noise.table[step])
-        if noise.seed is not None:
-            advance(noise.seed)
-        return (z,)
+    Raises ValueError for shapes that differ, or fewer than two samples.
+    """
+    if a.shape != b.shape or a.dim() != 3:
+        raise ValueError(f"a and b must have one shape (T - 1, B, z_dim), got {list(a.shape)} and {list(b.shape)}")
+    if n_samples < 2:
+        raise ValueError(f"n_samples must be at least 2, both ends included, got {n_samples}")
+    weights = torch.linspace(0, 1, n_samples, dtype=a.dtype, device=a.device)[:, None, None]
+    return torch.lerp(a[:, None], b[:, None], weights)
+
+
+class _Plan:
+    """A call's arguments, checked, and how it is cut into chunks."""
+
+    def __init__(self, model: SVG, frames: Tensor, n_future: int, n_samples: int, options: SampleOptions) -> None:
+        config = model.config
+        self.model, self.n_samples = model, n_samples
+        self.given = model.prepare_frames(frames)
+        batch, n_given = self.given.shape[:2]
+        latents = options.get("latents", "prior")
+        if latents not in get_args(Latents):
+            raise ValueError(f'latents must be "prior" or "posterior", got {latents!r}')
+        self.follows = latents == "posterior"
+        self.n_past = n_given - n_future if self.follows else n_given
+        self.n_frames = self.n_past + n_future
+        for name, count in (("the given frames", self.n_past), ("n_future", n_future), ("n_samples", n_samples)):
+            if count < 1:
+                beyond = f" beyond n_future = {n_future}" if self.follows and count == self.n_past else ""
+                raise ValueError(f"{name} must be at least 1{beyond}, got {count}")
+        check_conditioning(config, self.n_past, self.n_frames)
+        if self.follows and config.variant == "det":
+            raise ValueError('the deterministic model has no latent: latents="posterior" asks for one')
+        self.batch_statistics = _uses_batch(options.get("statistics") or config.sampling_statistics(), batch)
+        self.branch_at = options.get("branch_at")
+        if self.branch_at is not None and not self.n_past <= self.branch_at < self.n_frames:
+            raise ValueError(
+                f"branch_at must be a generated frame, {self.n_past} to {self.n_frames - 1} counted from 0, got"
+                f" {self.branch_at}"
+            )
+        shape = (self.n_frames - 1, n_samples, batch, config.z_dim)
+        self.z = options.get("z")
+        self.noise = Noise(model, shape, options.get("eps"), self.z, options.get("seed"), options.get("generator"))
+        self.temperature = _temperature(options.get("temperature", 1.0), n_samples, self.given)
+        self.cuda_graph = options.get("cuda_graph", True)
+        self.memory_limit = options.get("memory_limit")
+
+    def chunks(self, whole: Tensor | None = None) -> Iterator[Chunk]:
+        """Every chunk, in memory of its own, or as a part of the `whole` video (S, B, T, C, H, W)."""
+        model, batch = self.model, len(self.given)
+        weights = model.encoder.weights(self.batch_statistics), model.decoder.weights(self.batch_statistics)
+        n_samples, n_clips = chunk_size(
+            model.config, self.given, self.n_frames, self.n_samples, self.batch_statistics, self.memory_limit
+        )
+        for clips in ranges(batch, n_clips):
+            given = self.given[clips.start : clips.stop]
+            known = Conditioning(model, given, self.n_past, self.n_frames, weights, self.batch_statistics)
+            for samples in ranges(self.n_samples, n_samples):
+                if whole is None:
+                    video = given.new_empty((len(samples), len(clips), self.n_frames, *given.shape[2:]))
+                else:
+                    video = whole[samples.start : samples.stop, clips.start : clips.stop]
+                video[:, :, : self.n_past] = given[:, : self.n_past]
+                latents = self._latents(known, samples, clips)
+                self._play(known, latents, video)
+                yield Chunk(samples, clips, video, latents)
+
+    def _latents(self, known: Conditioning, samples: range, clips: range) -> Tensor:
+        """(T - 1, S', B', z_dim): z where it is known beforehand, elsewhere the noise of the prior's sample."""
+        latents = self._noise(samples, clips)
+        if self.branch_at is not None:  # step k - 1 makes frame k, the first one that is a sample's own
+            latents[: self.branch_at - 1] = self._noise(range(1), clips)[: self.branch_at - 1]
+        if self.z is None and known.posterior is not None:
+            steps = self.n_frames - 1 if self.follows else self.n_past - 1
+            latents[:steps] = known.latents(latents[:steps])
+        return latents
+
+    def _noise(self, samples: range, clips: range) -> Tensor:
+        noise = self.noise.of(samples, clips)
+        if self.z is None:
+            noise[self.n_past - 1 :] *= self.temperature[samples.start : samples.stop, None, None]
+            if self.model.config.variant == "fp":  # whose frame predictor is conditioned by the posterior's mean
+                noise[: self.n_past - 1] = 0
+        return noise
+
+    def _play(self, known: Conditioning, latents: Tensor, video: Tensor) -> None:
+        """Generate the future frames of the video (S', B', T, C, H, W); noise among the latents gives way to its z."""
+        model, n_samples = self.model, len(video)
+        draws = model.config.variant == "lp" and self.z is None and not self.follows
+        if self.branch_at is None:
+            start = known.start(latents[: self.n_past - 1], draws)
+            self._generate(start, range(self.n_past, self.n_frames), latents, video)
+            return
+        trunk = known.start(latents[: self.n_past - 1, :1], draws)
+        frames = range(self.n_past, self.branch_at)
+        trunk = self._generate(trunk, frames, latents[:, :1], video)
+        start = trunk.repeated(n_samples, model.config.last_frame_skip)
+        self._generate(start, range(self.branch_at, self.n_frames), latents, video)
+
+    def _generate(self, start: Start, frames: range, latents: Tensor, video: Tensor) -> Start:
+        """These frames, of as many samples as there are latents; returns where others may go on."""
+        if not frames:
+            return start
+        n_samples = latents.shape[1]
+        step, run = future_step(self.model, n_samples, self.batch_statistics, start, cuda_graph=self.cuda_graph)
+        for t in frames:
+            noise = latents[t - 1].flatten(0, 1)
+            frame = step.begin(start, noise) if t == frames.start else run(noise)
+            assert step.z is not None
+            latents[t - 1] = step.z.unflatten(0, (n_samples, -1))
+            video[:, :, t] = frame.unflatten(0, (n_samples, -1))
+        return step.look() if frames.stop < self.n_frames else start
 
 
 def _uses_batch(statistics: Statistics, batch: int) -> bool:
-    if statistics not in ("batch", "running"):
+    if statistics not in get_args(Statistics):
         raise ValueError(f'statistics must be "batch" or "running", got {statistics!r}')
     if statistics == "batch" and batch == 1:
         raise ValueError(
@@ -149,3 +223,14 @@ def _uses_batch(statistics: Statistics, batch: int) -> bool:
             ' sample two clips or more, or use statistics="running"'
         )
     return statistics == "batch"
+
+
+def _temperature(given: float | Tensor, n_samples: int, like: Tensor) -> Tensor:
+    """(S,), on the device of `like`."""
+    if not isinstance(given, Tensor):
+        if not given >= 0:
+            raise ValueError(f"temperature must not be negative, got {given:g}")
+        return like.new_full((n_samples,), given)
+    if tuple(given.shape) != (n_samples,):
+        raise ValueError(f"temperature must be a number or have shape {[n_samples]} (S,), got {list(given.shape)}")
+    return given.to(like)

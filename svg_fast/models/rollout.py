@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..graphs import Graphed
 from .frame_network import Weights, channels_last
 from .recurrent import State
@@ -25,77 +24,101 @@ if TYPE_CHECKING:
 
 @dataclass
 class Start:
-    """What the conditioning frames leave behind, and the prepared weights.
+    """What the frames so far leave behind, and the prepared weights.
 
-    predictor, prior: states after the last conditioning step, the prior's in SVG-LP only; halves: the skips' halves of
-    the decoder's joining convolutions; seed (2,): (seed, offset) of the next step's noise on the model's device, None
-    where the caller gives noise.
+    h (S * B, g_dim): features of the last frame, which the next step starts from; predictor: its state after the step
+    before; prior: likewise, None where z is not drawn from a learned prior; halves: the skips' halves of the decoder's
+    joining convolutions, of B clips, or of S * B where each sample has its own.
     """
 
+    h: Tensor
     predictor: State
     prior: State | None
     halves: list[Tensor]
-    seed: Tensor | None
     encoder_weights: Weights
     decoder_weights: Weights
 
     def tensors(self) -> list[Tensor]:
-        prepared = (weight for weights in (self.encoder_weights, self.decoder_weights) for weight in weights.values())
-        flat = (tensor for parts in prepared for part in parts for tensor in (part.weight, *part.packed))
-        seed = () if self.seed is None else (self.seed,)
-        return [*self.predictor, *(self.prior or ()), *self.halves, *seed, *flat]
+        prepared = (conv for weights in (self.encoder_weights, self.decoder_weights) for conv in weights.values())
+        flat = (tensor for conv in prepared for tensor in conv.tensors())
+        return [self.h, *self.predictor, *(self.prior or ()), *self.halves, *flat]
+
+    def repeated(self, n_samples: int, own_skips: bool) -> Start:
+        """One sample's start as that of many; own_skips: each is to have skips of its own."""
+        return Start(
+            self.h.repeat(n_samples, 1),
+            repeated(self.predictor, n_samples),
+            None if self.prior is None else repeated(self.prior, n_samples),
+            [half.repeat(n_samples, 1, 1, 1) for half in self.halves] if own_skips else self.halves,
+            self.encoder_weights,
+            self.decoder_weights,
+        )
+
+
+def repeated(state: State, n_samples: int) -> State:
+    """A net's state (L, B, H) for each of S samples, (L, S * B, H)."""
+    h, c = (part.repeat(1, n_samples, 1) for part in state)
+    return h, c
 
 
 class FutureStep:
-    """One future step: encode the last frame, draw z, predict the next features, decode them to the next frame.
+    """One future step: encode the last frame, find z, predict the next features, decode them to the next frame.
 
-    Frame, states, skip halves and the noise's offset are read and left behind in the same memory at every call, and
-    nothing is read back by the host, so that a CUDA graph of a call can be replayed, each time with fresh noise.
+    `frame`, `z`, states and skip halves are read and left behind in the same memory at every call, and nothing is read
+    back by the host, so that a CUDA graph of a call can be replayed.
     """
 
     def __init__(self, model: SVG, n_samples: int, batch_statistics: bool, start: Start) -> None:
         # not the model itself, which may go while this is kept for its next rollouts
         self.encoder, self.decoder, self.predictor = model.encoder, model.decoder, model.frame_predictor
-        self.prior = model.prior if model.config.variant == "lp" else None
-        self.config = model.config
+        self.prior = None if start.prior is None else model.prior
+        self.keeps_skips = not model.config.last_frame_skip
         self.n_samples, self.batch_statistics = n_samples, batch_statistics
         self.now = start
-        rows = start.predictor[0].shape[1]
-        self.zeros = start.predictor[0].new_zeros(rows, self.config.z_dim)
+        self.z: Tensor | None = None  # of the last step
         self.frame: Tensor | None = None
 
-    def begin(self, h: Tensor, start: Start, eps: Tensor | None = None) -> Tensor:
-        """The first future frame (S * B, C, H, W), from the last conditioning frame's features h (S * B, g_dim)."""
+    def begin(self, start: Start, noise: Tensor) -> Tensor:
+        """The first future frame (S * B, C, H, W); noise as for a call."""
         if start is not self.now:
             for own, given in zip(self.now.tensors(), start.tensors(), strict=True):
                 own.copy_(given)
-        frame = self._predict(h, eps)
+        frame = self._predict(noise)
         self.frame = channels_last(frame) if self.frame is None else self.frame.copy_(frame)
         return self.frame
 
-    def __call__(self, eps: Tensor | None = None) -> Tensor:
-        """The next frame (S * B, C, H, W), overwritten by the next call; noise eps (S * B, z_dim), if it is given."""
+    def __call__(self, noise: Tensor) -> Tensor:
+        """The next frame (S * B, C, H, W), overwritten by the next call.
+
+        noise (S * B, z_dim): that of the learned prior's sample, or where that is not drawn from, z itself.
+        """
+        assert self.frame is not None
+        with _own_casts(self.frame.device.type):
+            self.look()
+            return self.frame.copy_(self._predict(noise))
+
+    def look(self) -> Start:
+        """Encode the last frame: from here on another step may go on, too."""
         assert self.frame is not None
         now = self.now
-        with _own_casts(self.frame.device.type):
-            h, skips, _ = self.encoder.encode(self.frame, now.encoder_weights, self.n_samples, self.batch_statistics)
-            if self.config.last_frame_skip:
-                torch._foreach_copy_(now.halves, self.decoder.skip_halves(skips, now.decoder_weights))
-            return self.frame.copy_(self._predict(h, eps))
+        wanted = 0 if self.keeps_skips else None
+        h, skips, _ = self.encoder.encode(
+            self.frame, now.encoder_weights, self.n_samples, self.batch_statistics, wanted
+        )
+        now.h.copy_(h)
+        if skips:
+            torch._foreach_copy_(now.halves, self.decoder.skip_halves(skips, now.decoder_weights))
+        return now
 
-    def _predict(self, h: Tensor, eps: Tensor | None) -> Tensor:
-        now, states, after = self.now, [*self.now.predictor], []
-        latent = []
+    def _predict(self, noise: Tensor) -> Tensor:
+        now, states, after, z = self.now, [*self.now.predictor], [], noise
         if self.prior is not None:
             assert now.prior is not None
-            z, prior = self.prior.sample_step(h, now.prior, seed=now.seed if eps is None else None, eps=eps)
-            latent, states, after = [z], [*states, *now.prior], [*prior]
-        elif self.config.variant == "fp":
-            latent = [ops.gaussian_rsample(self.zeros, self.zeros, seed=now.seed) if eps is None else eps]
-        predicted, predictor = self.predictor.step(torch.cat((h, *latent), dim=-1), now.predictor)
+            z, prior = self.prior.sample_step(now.h, now.prior, eps=noise)
+            states, after = [*states, *now.prior], [*prior]
+        self.z = z.clone() if self.z is None else self.z.copy_(z)
+        predicted, predictor = self.predictor.step(torch.cat((now.h, z), dim=-1), now.predictor)
         torch._foreach_copy_(states, [*predictor, *after])
-        if eps is None and now.seed is not None:
-            advance(now.seed)
         frame, _ = self.decoder.decode(
             predicted, now.halves, now.decoder_weights, self.n_samples, self.batch_statistics
         )
@@ -112,11 +135,6 @@ def _own_casts(device: str) -> AbstractContextManager[None]:
     return casts
 
 
-def advance(seed: Tensor) -> None:
-    """The noise of the next step: another offset, in place."""
-    seed[1:] += 1
-
-
 # Of each model the last future step and what it was made for: a graph holds on to the memory of a step.
 _kept: WeakKeyDictionary[SVG, tuple[Hashable, FutureStep, Graphed[Tensor]]] = WeakKeyDictionary()
 
@@ -128,7 +146,7 @@ def future_step(
 
     The graph is that of the model's last rollouts, where theirs were alike and all tensors still lie where they did.
     """
-    device = start.predictor[0].device
+    device = start.h.device
     if not cuda_graph or not Graphed.records(device):
         step = FutureStep(model, n_samples, batch_statistics, start)
         return step, step
@@ -143,7 +161,7 @@ def future_step(
         torch.get_float32_matmul_precision(),
         torch.cuda.current_stream(device).cuda_stream,
     )
-    key = (model.config, n_samples, batch_statistics, start.seed is None, modes, shapes, where)
+    key = (model.config, n_samples, batch_statistics, start.prior is None, modes, shapes, where)
     kept = _kept.get(model)
     if kept is None or kept[0] != key:
         step = FutureStep(model, n_samples, batch_statistics, start)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,16 +17,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops
-from . import dcgan, generation, vgg
-from .config import Statistics, SVGConfig, check_conditioning
+from . import chunks, conditioning, dcgan, generation, pretrained, vgg
+from .config import SVGConfig, check_conditioning
 from .frame_network import FrameDecoder, FrameEncoder, channels_last, joined, presented_once
+from .noise import draw_seed
 from .recurrent import LSTM, GaussianLSTM
 
 _BACKBONES = {"dcgan": (dcgan.Encoder, dcgan.Decoder), "vgg": (vgg.Encoder, vgg.Decoder)}
-
-# On a CPU an activation stays below this. The allocator returns tensors of 32 MiB and more to the system as soon as
-# they are freed, and every page of the next one is faulted in anew: that cost more than the arithmetic itself.
-_CPU_ACTIVATION_BYTES = 16 * 2**20
 
 
 class SVGOutput(NamedTuple):
@@ -98,31 +96,21 @@ class SVG(nn.Module):
         mse, kl = mse_per_step.sum(), kl_per_step.sum()
         return SVGOutput(mse + config.beta * kl, mse, kl, mse_per_step, kl_per_step, prediction.transpose(0, 1))
 
-    def sample(
-        self,
-        frames: Tensor,
-        n_future: int,
-        n_samples: int = 1,
-        *,
-        statistics: Statistics | None = None,
-        eps: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        cuda_graph: bool = True,
-    ) -> Tensor:
-        """Generate futures of given frames; options and errors are those of `svg_fast.models.generation.sample`.
+    sample = generation.sample
+    sample_chunks = generation.sample_chunks
+    infer = conditioning.infer
 
-        frames (B, n_past, C, H, W) -> (n_samples, B, n_past + n_future, C, H, W), the given frames first.
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model to `folder` as the hub has it: `model.safetensors` and `config.json`."""
+        pretrained.save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> SVG:
+        """The model of such a folder, or of a repository of the Hugging Face hub, in eval mode on the CPU.
+
+        Errors are those of `svg_fast.models.pretrained.load`.
         """
-        return generation.sample(
-            self,
-            frames,
-            n_future,
-            n_samples,
-            statistics=statistics,
-            eps=eps,
-            generator=generator,
-            cuda_graph=cuda_graph,
-        )
+        return pretrained.load(cls, source)
 
     def prepare_frames(self, frames: Tensor) -> Tensor:
         """Frames (B, T, C, H, W), checked (their range on the CPU only), in [0, 1] and in the model's dtype."""
@@ -172,11 +160,11 @@ class SVG(nn.Module):
     def _encode(self, x: Tensor, n_skips: int) -> tuple[Tensor, list[Tensor]]:
         """Frames (T, B, C, H, W) -> features (T, B, g_dim); skips (n_skips * B, ...) of the first frames."""
         n_frames, batch = x.shape[:2]
-        weights = self.encoder.weights()
+        weights = self.encoder.weights(self.training)
         features, skips, statistics = [], [], []
-        for first, last in self._chunks(batch, n_skips, n_frames):
+        for first, last in self.time_runs(batch, n_skips, n_frames):
             images, steps = channels_last(x[first:last].flatten(0, 1)), last - first
-            wanted = (min(last, n_skips) - first) * batch if first < n_skips else None
+            wanted = min(max(n_skips - first, 0), steps) * batch
             h, skip, stats = self._run(self.encoder.encode, images, weights, steps, self.training, wanted)
             features.append(h.unflatten(0, (steps, batch)))
             statistics.append(stats)
@@ -197,16 +185,16 @@ class SVG(nn.Module):
         """
         steps, batch = h.shape[:2]
         n_skips = len(skips[0]) // batch
-        weights = self.decoder.weights()
+        weights = self.decoder.weights(self.training)
         # one chunk of skips for each chunk of steps up to the last skip, whose halves the later chunks share
-        chunks = list(self._chunks(batch, n_skips - 1, steps))
-        sizes = [(min(last, n_skips) - first) * batch for first, last in chunks if first < n_skips]
+        runs = list(self.time_runs(batch, n_skips - 1, steps))
+        sizes = [(min(last, n_skips) - first) * batch for first, last in runs if first < n_skips]
         chunks_of_skips = (
             zip(*(level.split(sizes) for level in skips), strict=True) if len(sizes) > 1 else iter([skips])
         )
         frames, statistics = [], []
         halves: list[Tensor] = []
-        for first, last in chunks:
+        for first, last in runs:
             if first < n_skips:
                 halves = self.decoder.skip_halves(next(chunks_of_skips), weights)
             inputs = h[first:last].flatten(0, 1)
@@ -217,12 +205,13 @@ class SVG(nn.Module):
             self.decoder.update_running_statistics(statistics, presented_once(steps, h))
         return joined(frames)
 
-    def _chunks(self, batch: int, border: int, stop: int) -> Iterator[tuple[int, int]]:
+    def time_runs(self, batch: int, border: int, stop: int) -> Iterator[tuple[int, int]]:
         """Cut the steps 0 .. stop - 1 at `border`, and both parts into about equal runs of at most `time_chunk`.
 
-        By default an accelerator takes all of them in one.
+        By default a CPU takes as many as keep activations small, and an accelerator all of them in one.
         """
-        chunk = self.config.time_chunk or self._default_chunk(batch)
+        images = chunks.images_at_once(self.config, self.frame_predictor.embed.weight)
+        chunk = self.config.time_chunk or (None if images is None else max(images // batch, 1))
         if chunk is None:
             yield 0, stop
             return
@@ -231,26 +220,12 @@ class SVG(nn.Module):
             edges = [first + (last - first) * k // max(pieces, 1) for k in range(pieces + 1)]
             yield from pairwise(edges)
 
-    def _default_chunk(self, batch: int) -> int | None:
-        """Time steps at once: on a CPU as many as keep activations small, elsewhere no limit."""
-        weight = self.frame_predictor.embed.weight
-        if weight.device.type != "cpu":
-            return None
-        side = self.config.image_size // (2 if self.config.backbone == "dcgan" else 1)
-        return max(1, _CPU_ACTIVATION_BYTES // (self.config.nf * side * side * weight.element_size() * batch))
-
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call, or call under activation recomputation."""
         if self.config.recompute and torch.is_grad_enabled():
             # nothing inside draws random numbers: no state to keep
             return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
         return function(*arguments)
-
-
-def draw_seed(generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """A (seed, offset) for the Gaussian ops on `device`; without a generator it is drawn there, nothing is moved."""
-    source = device if generator is None else generator.device
-    return torch.randint(2**63 - 1, (2,), generator=generator, device=source).to(device)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -7,7 +7,6 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
 from .frame_network import ConvNorm, FrameDecoder, FrameEncoder, StepStatistics, Weights
 
 
@@ -30,8 +29,7 @@ class Encoder(FrameEncoder):
         if k > 1:
             x = F.max_pool2d(x, 2)
         for block in getattr(self, f"c{k}"):
-            x = ops.frame_conv(x, weights[block.conv][0], block.conv.bias)
-            x = self.normalise(x, block.norm, steps, statistics)
+            x = self.normalise(weights[block.conv](x), block.norm, steps, statistics)
         return x
 
     def head_input(self, x: Tensor) -> Tensor:
@@ -63,8 +61,6 @@ class Decoder(FrameDecoder):
         x = self.normalise(x, first.norm, steps, statistics)
         for block in rest:
             if isinstance(block, nn.ConvTranspose2d):
-                x = ops.frame_conv(x, weights[block][0], block.bias, transposed=True)
-                return x.to(block.weight.dtype).sigmoid()  # as in dcgan
-            x = ops.frame_conv(x, weights[block.conv][0], block.conv.bias)
-            x = self.normalise(x, block.norm, steps, statistics)
+                return weights[block](x).to(block.weight.dtype).sigmoid_()  # as in dcgan
+            x = self.normalise(weights[block.conv](x), block.norm, steps, statistics)
         return x

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..files import replacing
 from ..models import SVG, SVGConfig
+from ..models.config import from_json
 from .config import TrainConfig, differences
 
 FORMAT_VERSION = 1
 KEEP = 2  # the newest and, should a disk have lied about it, the one before
-
-Configuration = TypeVar("Configuration", SVGConfig, TrainConfig)
 
 
 class CheckpointError(ValueError):
@@ -49,6 +48,12 @@ class Checkpoint:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         generator.set_state(self.tensors["generator"])
         return self.step
+
+    def model(self) -> SVG:
+        """The trained model, in eval mode."""
+        model = SVG(self.config)
+        model.load_state_dict(self._under("model."))
+        return model.eval()
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
@@ -112,7 +117,7 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is truncated or not a checkpoint ({error})") from error
     # whatever a damaged or hostile header makes of Python, it is the file that is wrong
     try:
-        config, training = _from_json(SVGConfig, header["config"]), _from_json(TrainConfig, header["training"])
+        config, training = from_json(SVGConfig, header["config"]), _training_from_json(header["training"])
         found = Checkpoint(int(header["step"]), config, training, int(header["digits"]), tensors)
         unlike = _unlike(found)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
@@ -136,10 +141,7 @@ def _unlike(found: Checkpoint) -> str | None:
 
 def load_model(path: str | Path) -> SVG:
     """The trained model of a checkpoint, in eval mode. The errors of `load`."""
-    checkpoint = load(Path(path))
-    model = SVG(checkpoint.config)
-    model.load_state_dict(checkpoint._under("model."))
-    return model.eval()
+    return load(Path(path)).model()
 
 
 def check_same(checkpoint: Checkpoint, config: SVGConfig, training: TrainConfig, digits: int) -> None:
@@ -176,13 +178,6 @@ def _to_json(config: Any) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
 
 
-def _from_json(cls: type[Configuration], values: dict[str, Any]) -> Configuration:
-    defaults = {field.name: field.default for field in fields(cls)}
-    for name, value in values.items():
-        default = defaults[name]
-        same = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
-        if not same and default is not None and value is not None:
-            raise TypeError(f"{name} must be {type(default).__name__}, got {value!r}")
-    if values.get("data_root") is not None:
-        values["data_root"] = Path(values["data_root"])
-    return cls(**values)
+def _training_from_json(values: dict[str, Any]) -> TrainConfig:
+    root = values.get("data_root")
+    return from_json(TrainConfig, values if root is None else {**values, "data_root": Path(root)})

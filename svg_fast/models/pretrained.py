@@ -1,0 +1,131 @@
+"""Models in the hub's format: a folder with `model.safetensors`, the state_dict, and `config.json`, the settings."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..files import replacing
+from .config import SVGConfig, from_json
+
+if TYPE_CHECKING:
+    from .svg import SVG
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT, VERSION = "svg_fast.model", 1
+_MAX_CONFIG = 2**20  # bytes; a configuration has less than 1 KiB
+
+
+def save(model: SVG, folder: str | Path) -> None:
+    """Write `model` to `folder`, which is made if need be; each file appears whole or not at all."""
+    import safetensors.torch  # here, so that a model can be run where it is not installed (benchmarks/gpu_check.sh)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    settings = {"format": FORMAT, "version": VERSION, **asdict(model.config)}
+    for name, data in (
+        (WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"})),
+        (CONFIG, (json.dumps(settings, indent=2) + "\n").encode()),
+    ):
+        with replacing(folder / name) as part:
+            part.write_bytes(data)
+
+
+def load(make: type[SVG], source: str | Path) -> SVG:
+    """The model in a folder or, if there is none of that name, in a repository of the Hugging Face hub.
+
+    Raises FileNotFoundError for a folder without the two files, ValueError for files that are damaged, not a model of
+    svg_fast, from a newer version, or at odds with each other; ImportError where the hub is wanted but its package
+    huggingface_hub is not installed, and that package's own errors.
+    """
+    import safetensors
+
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download(str(source))
+    for name in (WEIGHTS, CONFIG):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} must hold {WEIGHTS} and {CONFIG}, {name} is missing")
+    config = _read_config(folder / CONFIG)
+    path = folder / WEIGHTS
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            check_shapes(make, config, {name: file.get_slice(name).get_shape() for name in names})
+            return filled(make, config, {name: file.get_tensor(name) for name in names})
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold the model of its {CONFIG}: {error}") from error
+
+
+def check_shapes(make: type[SVG], config: SVGConfig, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Whether these are the names and shapes of the configured model's tensors; it is built without memory for them.
+
+    Raises ValueError for the first that is missing, unknown or of another shape.
+    """
+    layers = max(config.predictor_rnn_layers, config.posterior_rnn_layers, config.prior_rnn_layers)
+    if layers > len(shapes):  # each would be built
+        raise ValueError(f"{layers} LSTM layers cannot be made of {len(shapes)} tensors")
+    with torch.device("meta"):
+        wanted = {name: list(tensor.shape) for name, tensor in make(config).state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in shapes:
+            raise ValueError(f"{name} is missing")
+        if list(shapes[name]) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {list(shapes[name])}")
+    if unknown := sorted(shapes.keys() - wanted.keys()):
+        raise ValueError(f"{ascii(unknown[0])[:200]} is not a tensor of the model")
+
+
+def filled(make: type[SVG], config: SVGConfig, tensors: Mapping[str, Tensor]) -> SVG:
+    """A model of checked tensors, in eval mode on the CPU: float64 if any of them is, otherwise float32.
+
+    Nothing is initialised first, so that no random number is drawn.
+    """
+    floating = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    with torch.device("meta"):
+        model = make(config)
+    model = model.to(reduce(torch.promote_types, floating, torch.float32)).to_empty(device="cpu")
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _read_config(path: Path) -> SVGConfig:
+    with path.open("rb") as file:
+        text = file.read(_MAX_CONFIG)
+    try:
+        settings: dict[str, Any] = json.loads(text)
+        marker, version = settings.pop("format", None), settings.pop("version", None)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, or not the settings of a model ({error})") from error
+    if marker != FORMAT or type(version) is not int:
+        raise ValueError(f"{path} is not the settings of a model of svg_fast")
+    if version > VERSION:
+        raise ValueError(f"{path} has format {version}, this svg_fast reads up to {VERSION}: upgrade it")
+    try:
+        return from_json(SVGConfig, settings)
+    except KeyError as error:
+        raise ValueError(f"{path} has the setting {error}, which this svg_fast does not know: upgrade it") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a setting that is not allowed: {error}") from error
+
+
+def _download(repository: str) -> Path:
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise ImportError(
+            f"{repository} is not a folder, and to look for it on the Hugging Face hub takes the package"
+            " huggingface_hub, which is not installed"
+        ) from error
+    return Path(hub.snapshot_download(repository, allow_patterns=[WEIGHTS, CONFIG]))
