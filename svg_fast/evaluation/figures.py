@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from ..data.velocity import MAX_SPEED, velocity_probabilities
 from ..files import replacing
 
 Probabilities = npt.NDArray[np.float64]
+
+# Okabe and Ito's, which differ for every kind of colour vision
+BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "0.45"
 
 
 def velocity_figure(path: str | Path) -> None:
@@ -31,9 +35,7 @@ def velocity_figure(path: str | Path) -> None:
     figure = _draw_velocities(start, after)
     dx, dy = np.indices(start.shape).reshape(2, -1) - MAX_SPEED
     rows = zip(dx, dy, start.flat, after.flat, strict=True)
-    lines = ["dx,dy,p_start,p_after_right_wall", *(f"{x},{y},{p:.9g},{q:.9g}" for x, y, p, q in rows)]
-    with replacing(path.with_suffix(".csv")) as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_csv(path.with_suffix(".csv"), "dx,dy,p_start,p_after_right_wall", rows)
     with replacing(path) as part:
         figure.savefig(part, dpi=200)
 
@@ -74,12 +76,19 @@ def new_figure(figsize: tuple[float, float]) -> Any:
     return Figure(figsize=figsize, layout="constrained")
 
 
+def write_csv(path: Path, header: str, rows: Iterable[Iterable[float]]) -> None:
+    """The rows of numbers below a header of names with commas, to nine digits."""
+    lines = [header, *(",".join(f"{value:.9g}" for value in row) for row in rows)]
+    with replacing(path) as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def _draw_velocities(start: Probabilities, after: Probabilities) -> Any:
     figure = new_figure(figsize=(9.2, 4.4))
     axes = figure.subplots(1, 2, sharey=True)
     titles = "at the start: p(dx, dy) ∝ exp((|dx| + |dy|) / 2)", "after a hit on the right wall"
     for axis, p, title in zip(axes, (start, after), titles, strict=True):
-        image = _draw_heat_map(axis, p, 100 * after.max())
+        image = draw_heat_map(axis, p, 100 * after.max())
         axis.set_title(title, fontsize=11)
     axes[1].text((MAX_SPEED + 1) / 2, 0, "into the wall:\nnever", ha="center", va="center", color="0.4")
     axes[0].set_ylabel("dy (pixels per frame, down)")
@@ -88,13 +97,18 @@ def _draw_velocities(start: Probabilities, after: Probabilities) -> Any:
     return figure
 
 
-def _draw_heat_map(axis: Any, p: Probabilities, top: float) -> Any:
-    """A (9, 9) table over (dx, dy) in percent, dy downwards as on the canvas; impossible cells stay blank."""
+def draw_heat_map(axis: Any, p: Probabilities, top: float, *, gamma: float = 1, numbers: bool = True) -> Any:
+    """A (9, 9) table over (dx, dy) in percent, dy downwards as on the canvas; impossible cells stay blank.
+
+    Colours go with the percentage to the power of gamma, up to `top`. numbers: the percentages in the cells.
+    """
+    from matplotlib.colors import PowerNorm
+
     edge = MAX_SPEED + 0.5
     percent = 100 * np.where(p > 0, p, np.nan).T
-    image = axis.imshow(percent, extent=(-edge, edge, edge, -edge), vmin=0, vmax=top, cmap="magma_r")
+    image = axis.imshow(percent, extent=(-edge, edge, edge, -edge), norm=PowerNorm(gamma, 0, top), cmap="magma_r")
     for (row, column), value in np.ndenumerate(percent):
-        if np.isfinite(value):
+        if numbers and np.isfinite(value):
             axis.text(
                 column - MAX_SPEED,
                 row - MAX_SPEED,
