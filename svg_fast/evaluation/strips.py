@@ -6,22 +6,30 @@ the approximate posterior's mean. Given frames have a green edge, generated ones
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..files import replacing
 from ..models import SVG
+from .metrics import psnr
 
-_GIVEN, _GENERATED = (0, 150, 60), (200, 40, 40)
+GIVEN, GENERATED = (0, 150, 60), (200, 40, 40)
 _EDGE = 2  # pixels around a frame
-_LABEL_WIDTH = 72
+_GAP = 2  # pixels between frames; between clips four times as many
+_TEXT = 16  # pixels of a line
+_FONT_SIZE = 12
 _MILLISECONDS = 150  # a frame of the GIF
 _RANDOM_ROWS = 2
+_SAMPLES_AT_ONCE = 20  # of all clips; bounds the memory that a best of many takes
+
+Score = Callable[[Tensor, Tensor], Tensor]
 
 
 class Row(NamedTuple):
@@ -32,35 +40,60 @@ class Row(NamedTuple):
     n_given: int
 
 
+class Cell(NamedTuple):
+    """One frame of a picture, (H, W, 3) uint8, and whether it was given."""
+
+    pixels: npt.NDArray[np.uint8]
+    given: bool
+
+
 def write_strips(path: Path, model: SVG, frames: Tensor, n_samples: int, *, seed: int) -> None:
     """Write `path`, a GIF, and a PNG of the same name, for test clips (B, T, C, H, W) with T > n_past.
 
     The model's mode is left as it was; OSError leaves older pictures as they are.
     """
     rows = make_rows(model, frames, n_samples, seed)
+    cells, labels = [to_cells(row) for row in rows], [row.label for row in rows]
     n_frames = frames.shape[1]
     with replacing(path.with_suffix(".png")) as part:
-        compose(rows, range(n_frames)).save(part)
-    images = [compose(rows, [t], scale=2) for t in range(n_frames)]
-    with replacing(path) as part:
-        images[0].save(part, save_all=True, append_images=images[1:], duration=_MILLISECONDS, loop=0)
+        draw_strip(rows, range(n_frames)).save(part)
+    moments = ([[clip[t] for clip in row] for row in cells] for t in range(n_frames))
+    images = [draw_grid(m, labels, title=f"t = {t + 1}", scale=2, block=len(rows)) for t, m in enumerate(moments)]
+    write_gif(path, images)
 
 
 @torch.no_grad()
 def make_rows(model: SVG, frames: Tensor, n_samples: int, seed: int) -> list[Row]:
     """The rows of a strip; the noise depends on `seed` alone."""
-    n_past, n_frames = model.config.n_past, frames.shape[1]
     truth = model.prepare_frames(frames)
-    generator = torch.Generator().manual_seed(seed)
-    samples = model.sample(frames[:, :n_past], n_frames - n_past, n_samples, generator=generator)
-    psnr = -10 * (samples - truth)[:, :, n_past:].square().mean(dim=(3, 4, 5)).log10()  # (S, B, T)
-    best = psnr.mean(dim=2).argmax(dim=0)
-    rows = [Row("truth", truth, n_frames)]
+    rows = [Row("truth", truth, frames.shape[1]), *sample_rows(model, truth, n_samples, _RANDOM_ROWS, psnr, seed)]
+    return rows if model.config.variant == "det" else [*rows, Row("posterior", reconstruct(model, frames), 1)]
+
+
+@torch.no_grad()
+def sample_rows(model: SVG, truth: Tensor, n_samples: int, n_random: int, score: Score, seed: int) -> list[Row]:
+    """Each clip's best sample and the first n_random of all; of the deterministic baseline its one prediction.
+
+    truth (B, T, C, H, W) in [0, 1]; the first n_past frames are given. score: frames (S, B, F, C, H, W) and the true
+    ones (B, F, C, H, W) -> (S, B, F); best is the greatest mean over the F = T - n_past predicted frames.
+    """
+    n_past, (batch, n_frames) = model.config.n_past, truth.shape[:2]
     if model.config.variant == "det":
-        return [*rows, Row("predicted", samples[0], n_past)]
-    rows.append(Row(f"best of {n_samples}", samples[best, torch.arange(len(frames), device=best.device)], n_past))
-    rows += [Row(f"random {k + 1}", samples[k], n_past) for k in range(min(_RANDOM_ROWS, n_samples))]
-    return [*rows, Row("posterior", reconstruct(model, frames), 1)]
+        return [Row("predicted", model.sample(truth[:, :n_past], n_frames - n_past)[0], n_past)]
+    generator = torch.Generator().manual_seed(seed)
+    clips = torch.arange(batch, device=truth.device)
+    scores, found = [], []
+    first: list[Tensor] = []
+    for done in range(0, max(n_samples, 1), _SAMPLES_AT_ONCE):
+        count = min(_SAMPLES_AT_ONCE, n_samples - done)
+        samples = model.sample(truth[:, :n_past], n_frames - n_past, count, generator=generator)
+        best = score(samples[:, :, n_past:], truth[:, n_past:]).mean(dim=2).max(dim=0)
+        scores.append(best.values)
+        found.append(samples[best.indices, clips])
+        first += samples[: max(0, n_random - done)].unbind()
+    best_of_all = torch.stack(found)[torch.stack(scores).argmax(dim=0), clips]
+    rows = [Row(f"best of {n_samples}", best_of_all, n_past)]
+    return [*rows, *(Row(f"random {k + 1}", sample, n_past) for k, sample in enumerate(first))]
 
 
 @torch.no_grad()
@@ -81,29 +114,66 @@ def reconstruct(model: SVG, frames: Tensor) -> Tensor:
     return torch.cat((model.prepare_frames(frames[:, :1]), out.prediction), dim=1)
 
 
-def compose(rows: list[Row], times: range | list[int], scale: int = 1) -> Image.Image:
-    """A picture of these time steps: each clip's rows one under the other, or of one step, the clips side by side."""
-    n_clips = len(rows[0].frames)
-    side_by_side = len(times) == 1
-    cell = rows[0].frames.shape[-1] * scale + 2 * _EDGE
-    blocks = 1 if side_by_side else n_clips
-    columns = n_clips if side_by_side else len(times)
-    canvas = Image.new("RGB", (_LABEL_WIDTH + columns * cell, blocks * (len(rows) * cell + 4 * _EDGE)), "white")
+def to_uint8(frames: Tensor) -> npt.NDArray[np.uint8]:
+    """Frames in [0, 1] of any shape as grey levels, on the CPU."""
+    levels: npt.NDArray[np.uint8] = (frames.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return levels
+
+
+def to_cells(row: Row) -> list[list[Cell]]:
+    """The frames of a row, [clip][time step]."""
+    colours = to_uint8(row.frames.expand(-1, -1, 3, -1, -1).permute(0, 1, 3, 4, 2))
+    return [[Cell(pixels, t < row.n_given) for t, pixels in enumerate(clip)] for clip in colours]
+
+
+def draw_strip(rows: Sequence[Row], times: Sequence[int]) -> Image.Image:
+    """These time steps (frames counted from 0) as columns; a block for each clip, the rows one under the other."""
+    cells = [to_cells(row) for row in rows]
+    lines = [[row[clip][t] for t in times] for clip in range(len(cells[0])) for row in cells]
+    labels = [row.label for row in rows] * len(cells[0])
+    columns, title = [f"t = {t + 1}" for t in times], "green edge: given, red edge: generated"
+    return draw_grid(lines, labels, columns, title=title, block=len(rows))
+
+
+def draw_grid(
+    lines: Sequence[Sequence[Cell]],
+    labels: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    *,
+    title: str = "",
+    scale: int = 1,
+    block: int = 1,
+) -> Image.Image:
+    """A picture of lines of cells, each pixel `scale` wide.
+
+    labels: words to the left of each line; columns: above each column; title: above all. A wider gap follows every
+    `block` lines.
+    """
+    font = ImageFont.load_default(_FONT_SIZE)
+    height, width = (side * scale + 2 * _EDGE + _GAP for side in lines[0][0].pixels.shape[:2])
+    left = max((int(font.getlength(label)) + 4 * _GAP for label in labels), default=_GAP)
+    top = _GAP + _TEXT * bool(title) + _TEXT * bool(columns)
+    blocks = -(-len(lines) // block)
+    size = (left + len(lines[0]) * width, top + len(lines) * height + (blocks - 1) * 3 * _GAP)
+    canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
-    for block in range(blocks):
-        for r, row in enumerate(rows):
-            top = block * (len(rows) * cell + 4 * _EDGE) + r * cell
-            draw.text((4, top + cell // 2 - 6), row.label, fill="black")
-            for column in range(columns):
-                clip, t = (column, times[0]) if side_by_side else (block, times[column])
-                picture = Image.new("RGB", (cell, cell), _GIVEN if t < row.n_given else _GENERATED)
-                picture.paste(_to_image(row.frames[clip, t], scale), (_EDGE, _EDGE))
-                canvas.paste(picture, (_LABEL_WIDTH + column * cell, top))
+    draw.text((left, _GAP), title, "black", font)
+    for column, words in enumerate(columns):
+        middle = left + column * width + (width - _GAP) // 2
+        draw.text((middle, top - _TEXT // 2 - _GAP), words, "black", font, anchor="mm")
+    for k, line in enumerate(lines):
+        y = top + k * height + k // block * 3 * _GAP
+        if labels:
+            draw.text((_GAP, y + (height - _GAP) // 2), labels[k], "black", font, anchor="lm")
+        for column, cell in enumerate(line):
+            x = left + column * width
+            draw.rectangle((x, y, x + width - _GAP - 1, y + height - _GAP - 1), GIVEN if cell.given else GENERATED)
+            picture = Image.fromarray(cell.pixels.repeat(scale, 0).repeat(scale, 1))
+            canvas.paste(picture, (x + _EDGE, y + _EDGE))
     return canvas
 
 
-def _to_image(frame: Tensor, scale: int) -> Image.Image:
-    """A frame (C, H, W) in [0, 1] as RGB, each pixel `scale` wide."""
-    pixels = (frame.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(array.repeat(scale, 0).repeat(scale, 1)))
+def write_gif(path: Path, images: Sequence[Image.Image]) -> None:
+    """An endless GIF of the images, written whole or not at all."""
+    with replacing(path) as part:
+        images[0].save(part, save_all=True, append_images=images[1:], duration=_MILLISECONDS, loop=0)
