@@ -7,7 +7,7 @@ SOURCES := svg_fast tests benchmarks setup.py
 CPP := -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh"
 COMPILED := setup.py CMakeLists.txt csrc/cuda/kernels.cmake $(shell find csrc $(CPP))
 
-.PHONY: build train test lint types unit sanitize bench clean
+.PHONY: build train test lint types unit browser sanitize bench clean
 
 build: .venv/built
 
@@ -30,8 +30,13 @@ lint: build
 types: build
 	$(BIN)/mypy
 
-unit: build
+unit: build browser
 	$(BIN)/pytest
+
+# In which a test looks at a report. Without it, and without the right to install it, that test is skipped.
+browser:
+	command -v chromium > /dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && \
+	apt-get -qq install --yes --no-install-recommends chromium > /dev/null; } || echo "no Chromium to look at reports with"
 
 # The op tests under AddressSanitizer and UndefinedBehaviorSanitizer, with every instruction set that the CPU has; then
 # on emulated CUDA kernels, also under ThreadSanitizer.

@@ -15,8 +15,8 @@ from torch import Tensor
 from svg_fast import SVG
 from svg_fast.data import load_digits
 from svg_fast.data.synchronised import synchronised_clips
-from svg_fast.evaluation import prior_sigma as module
 from svg_fast.evaluation.prior_sigma import prior_figure
+from svg_fast.models import chunks
 from svg_fast.models.config import Statistics
 
 
@@ -43,7 +43,7 @@ def published_sigma(oracle: OracleSVG, frames: Tensor, statistics: Statistics) -
 def test_sigma_is_the_published_loops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Tensor, statistics: Statistics, images_at_once: int
 ) -> None:
-    monkeypatch.setattr(module, "_IMAGES_AT_ONCE", images_at_once)
+    monkeypatch.setattr(chunks, "images_at_once", lambda *_: images_at_once)
     model, oracle = pair(replace(SMALL, generation_statistics=statistics))
     with torch.no_grad():
         for parameter in model.parameters():

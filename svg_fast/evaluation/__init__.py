@@ -1,1 +1,1 @@
-"""Looking at what a model does: sample strips, the paper's figures, and a picture of the benchmarks."""
+"""Looking at what a model does: scores of its samples, the paper's analyses and figures, reports."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from ..data.synchronised import synchronised_clips
@@ -19,10 +18,8 @@ from ..data.velocity import Motion
 from ..files import replacing
 from ..models import SVG
 from ..models.config import Statistics
-from ..models.frame_network import channels_last
 from .figures import BLUE, VERMILLION, new_figure, png_path, write_csv
 
-_IMAGES_AT_ONCE = 512
 _DIGIT_COLOURS = (VERMILLION, BLUE, "#009E73", "#CC79A7")
 _SPREAD = "0.8"
 
@@ -76,7 +73,11 @@ def prior_figure(
     clips = synchronised_clips(
         digits, n_clips, n_frames, index=index, num_digits=num_digits, image_size=size, motion=motion, seed=seed
     )
-    sigma = _sigma(model, clips.frames, statistics or model.config.sampling_statistics()).cpu().double()
+    statistics = statistics or model.config.sampling_statistics()
+    device = next(model.parameters()).device
+    prior = model.infer(clips.frames.to(device), batch_statistics=statistics == "batch").prior
+    assert prior is not None
+    sigma = (prior[1] / 2).exp().cpu().double()
     by_clip = sigma.mean(dim=2)
     found = PriorSigma(
         times=np.arange(2, n_frames + 1),
@@ -93,24 +94,6 @@ def prior_figure(
     with replacing(path) as part:
         figure.savefig(part, dpi=150)
     return found
-
-
-@torch.no_grad()
-def _sigma(model: SVG, frames: Tensor, statistics: Statistics) -> Tensor:
-    """The prior's standard deviations for the frames 2 .. T, given the true ones before each.
-
-    frames (B, T, C, H, W) uint8 -> (T - 1, B, z_dim). The model is left as it was.
-    """
-    batch, device = statistics == "batch", next(model.parameters()).device
-    weights = model.encoder.weights(batch)
-    features = []
-    # in pieces of time: batch statistics are those of all clips at a time step
-    for piece in frames[:, :-1].split(max(1, _IMAGES_AT_ONCE // len(frames)), dim=1):
-        x = model.prepare_frames(piece.to(device)).transpose(0, 1)
-        h, _, _ = model.encoder.encode(channels_last(x.flatten(0, 1)), weights, len(x), batch, skip_images=0)
-        features.append(h.unflatten(0, x.shape[:2]))
-    _, logvar = model.prior(torch.cat(features))
-    return (logvar / 2).exp()
 
 
 def _draw(figure: Any, found: PriorSigma, setting: str) -> None:

@@ -1,7 +1,7 @@
 """Sample strips, as in figures 1 and 2 of the paper: rows of frames for fixed clips, as one PNG and one animated GIF.
 
-Rows: the truth, the best of n samples (by their mean PSNR), two random ones, and the reconstruction by
-the approximate posterior's mean. Given frames have a green edge, generated ones a red edge.
+Rows: the truth, the best of n samples (by their mean PSNR), two random ones, and what the approximate posterior's mean
+makes. Given frames have a green edge, generated ones a red edge.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ _TEXT = 16  # pixels of a line
 _FONT_SIZE = 12
 _MILLISECONDS = 150  # a frame of the GIF
 _RANDOM_ROWS = 2
-_SAMPLES_AT_ONCE = 20  # of all clips; bounds the memory that a best of many takes
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -52,14 +51,19 @@ def write_strips(path: Path, model: SVG, frames: Tensor, n_samples: int, *, seed
 
     The model's mode is left as it was; OSError leaves older pictures as they are.
     """
-    rows = make_rows(model, frames, n_samples, seed)
+    write_rows(path, make_rows(model, frames, n_samples, seed))
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> tuple[Path, Path]:
+    """Write rows of frames as a PNG, and as `path`, a GIF; returns both paths."""
     cells, labels = [to_cells(row) for row in rows], [row.label for row in rows]
-    n_frames = frames.shape[1]
+    n_frames = rows[0].frames.shape[1]
     with replacing(path.with_suffix(".png")) as part:
         draw_strip(rows, range(n_frames)).save(part)
     moments = ([[clip[t] for clip in row] for row in cells] for t in range(n_frames))
     images = [draw_grid(m, labels, title=f"t = {t + 1}", scale=2, block=len(rows)) for t, m in enumerate(moments)]
     write_gif(path, images)
+    return path.with_suffix(".png"), path
 
 
 @torch.no_grad()
@@ -67,7 +71,11 @@ def make_rows(model: SVG, frames: Tensor, n_samples: int, seed: int) -> list[Row
     """The rows of a strip; the noise depends on `seed` alone."""
     truth = model.prepare_frames(frames)
     rows = [Row("truth", truth, frames.shape[1]), *sample_rows(model, truth, n_samples, _RANDOM_ROWS, psnr, seed)]
-    return rows if model.config.variant == "det" else [*rows, Row("posterior", reconstruct(model, frames), 1)]
+    return (
+        rows
+        if model.config.variant == "det"
+        else [*rows, Row("posterior", reconstruct(model, truth), model.config.n_past)]
+    )
 
 
 @torch.no_grad()
@@ -80,38 +88,27 @@ def sample_rows(model: SVG, truth: Tensor, n_samples: int, n_random: int, score:
     n_past, (batch, n_frames) = model.config.n_past, truth.shape[:2]
     if model.config.variant == "det":
         return [Row("predicted", model.sample(truth[:, :n_past], n_frames - n_past)[0], n_past)]
-    generator = torch.Generator().manual_seed(seed)
-    clips = torch.arange(batch, device=truth.device)
-    scores, found = [], []
-    first: list[Tensor] = []
-    for done in range(0, max(n_samples, 1), _SAMPLES_AT_ONCE):
-        count = min(_SAMPLES_AT_ONCE, n_samples - done)
-        samples = model.sample(truth[:, :n_past], n_frames - n_past, count, generator=generator)
-        best = score(samples[:, :, n_past:], truth[:, n_past:]).mean(dim=2).max(dim=0)
-        scores.append(best.values)
-        found.append(samples[best.indices, clips])
-        first += samples[: max(0, n_random - done)].unbind()
-    best_of_all = torch.stack(found)[torch.stack(scores).argmax(dim=0), clips]
-    rows = [Row(f"best of {n_samples}", best_of_all, n_past)]
+    best, quality = torch.empty_like(truth), truth.new_full((batch,), -torch.inf)
+    first = truth.new_empty((min(n_random, n_samples), *truth.shape))
+    for samples, clips, video, _ in model.sample_chunks(truth[:, :n_past], n_frames - n_past, n_samples, seed=seed):
+        here = slice(clips.start, clips.stop)
+        found = score(video[:, :, n_past:], truth[here, n_past:]).mean(dim=2).max(dim=0)
+        better = ~(found.values <= quality[here])
+        quality[here] = torch.where(better, found.values.to(quality), quality[here])
+        champions = video[found.indices, torch.arange(len(clips), device=video.device)]
+        best[here] = torch.where(better[:, None, None, None, None], champions, best[here])
+        wanted = range(samples.start, min(samples.stop, len(first)))
+        first[wanted.start : wanted.stop, here] = video[: len(wanted)]
+    rows = [Row(f"best of {n_samples}", best, n_past)]
     return [*rows, *(Row(f"random {k + 1}", sample, n_past) for k, sample in enumerate(first))]
 
 
 @torch.no_grad()
-def reconstruct(model: SVG, frames: Tensor) -> Tensor:
-    """Each frame predicted from the true ones before it and the posterior's mean: (B, T, C, H, W), the first given.
-
-    BatchNorm as in `SVG.sample`; mode and running statistics of the model are left as they were.
-    """
-    mode, running = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
-    eps = None
-    if model.config.variant != "det":
-        eps = torch.zeros(frames.shape[1] - 1, len(frames), model.config.z_dim, device=frames.device)
-    try:
-        out = model.train(model.config.sampling_statistics() == "batch")(frames, eps)
-    finally:
-        model.train(mode)
-        model.load_state_dict(running, strict=False)
-    return torch.cat((model.prepare_frames(frames[:, :1]), out.prediction), dim=1)
+def reconstruct(model: SVG, truth: Tensor) -> Tensor:
+    """The rollout that the approximate posterior's mean of every true next frame drives: truth's shape (B, T, ...)."""
+    n_past, (batch, n_frames) = model.config.n_past, truth.shape[:2]
+    eps = truth.new_zeros(n_frames - 1, 1, batch, model.config.z_dim)
+    return model.sample(truth, n_frames - n_past, latents="posterior", eps=eps)[0]
 
 
 def to_uint8(frames: Tensor) -> npt.NDArray[np.uint8]:

@@ -30,7 +30,6 @@ from .tracking import Tracks, track
 _OUTSIDE, _LOST = CELLS, CELLS + 1  # what is counted beside the cells
 _FOUND = 0.5  # the least correlation of a digit with a frame that shows it; noise reaches 0.1
 _FIRST_HIT = 3, 5  # predicted frames, from 1, at which the trajectory meets its first wall
-_ROLLOUTS_AT_ONCE = 512
 _COLUMNS = 6
 
 
@@ -118,7 +117,7 @@ def compare_displacements(
 ) -> Comparison:
     """Continue n_digits clips on one trajectory n_samples times each, and compare their motion with the true one.
 
-    All clips are one batch of `SVG.sample`, over which it takes batch statistics; the samples come in portions.
+    All clips are one batch, over which batch statistics are taken; the samples come in chunks.
 
     digits (N, 32, 32) uint8. index: of the trajectory in `MovingMNIST` with these digits, motion and seed; None is
     the first that meets its first wall at one of the predicted frames 3 to 5. statistics: as in `SVG.sample`.
@@ -168,12 +167,9 @@ def _count(
     given = clips.frames.to(next(model.parameters()).device)
     templates = digits[clips.digits[:, 0]].to(given.device)
     counts = torch.zeros(n_future, _LOST + 1, dtype=torch.int64, device=given.device)
-    at_once = max(1, _ROLLOUTS_AT_ONCE // len(given))
-    for first in range(0, n_samples, at_once):
-        portion = min(at_once, n_samples - first)
-        video = model.sample(given, n_future, portion, statistics=statistics, seed=seed + first)
-        steps = _cells(track(video[:, :, n_past - 1 :, 0].transpose(1, 2), templates))
-        cells = steps.transpose(0, 1).flatten(1)
+    for _, of, video, _ in model.sample_chunks(given, n_future, n_samples, statistics=statistics, seed=seed):
+        tracks = track(video[:, :, n_past - 1 :, 0].transpose(1, 2), templates[of.start : of.stop])
+        cells = _cells(tracks).transpose(0, 1).flatten(1)
         counts.scatter_add_(1, cells, torch.ones_like(cells))
     return counts
 

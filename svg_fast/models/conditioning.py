@@ -33,12 +33,12 @@ def infer(model: SVG, frames: Tensor, *, batch_statistics: bool | None = None) -
 
     Raises ValueError for frames that do not fit.
     """
-    x = model.prepare_frames(frames)
-    if x.shape[1] < 2:
-        raise ValueError(f"frames must be at least two of each clip, got {x.shape[1]}")
+    if frames.dim() == 5 and frames.shape[1] < 2:
+        raise ValueError(f"frames must be at least two of each clip, got {frames.shape[1]}")
     if batch_statistics is None:
         batch_statistics = model.config.sampling_statistics() == "batch"
-    features, _ = _encode(model, x, model.encoder.weights(batch_statistics), batch_statistics)
+    model.prepare_frames(frames[:, :1])
+    features, _ = _encode(model, frames, model.encoder.weights(batch_statistics), batch_statistics)
     variant = model.config.variant
     return Inferred(
         model.posterior(features[1:]) if variant != "det" else None,
@@ -49,11 +49,12 @@ def infer(model: SVG, frames: Tensor, *, batch_statistics: bool | None = None) -
 def _encode(
     model: SVG, x: Tensor, weights: Weights, batch_statistics: bool, n_skips: int = 0
 ) -> tuple[Tensor, list[Tensor]]:
-    """Frames (B, T, C, H, W) -> features (T, B, g_dim), and the skips (B, ...) of frame n_skips - 1."""
+    """Frames (B, T, C, H, W), as `prepare_frames` takes them, a run of time steps at once -> features (T, B, g_dim),
+    and the skips (B, ...) of frame n_skips - 1."""
     batch, n_frames = x.shape[:2]
     features, skips = [], list[Tensor]()
     for first, last in model.time_runs(batch, n_skips, n_frames):
-        images = channels_last(x[:, first:last].transpose(0, 1).flatten(0, 1))
+        images = channels_last(model.prepare_frames(x[:, first:last]).transpose(0, 1).flatten(0, 1))
         wanted = (n_skips - first) * batch if first < n_skips <= last else 0
         h, found, _ = model.encoder.encode(images, weights, last - first, batch_statistics, wanted)
         features.append(h.unflatten(0, (-1, batch)))

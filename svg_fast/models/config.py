@@ -69,6 +69,11 @@ class SVGConfig:
         """BatchNorm in generation: what is set, or how the variant was published."""
         return self.generation_statistics or ("batch" if self.variant == "lp" else "running")
 
+    @property
+    def title(self) -> str:
+        """What figures call the model."""
+        return {"lp": "SVG-LP", "fp": "SVG-FP", "det": "deterministic"}[self.variant]
+
     def skip_frames(self, n_past: int, n_frames: int) -> int:
         """How many frames' skips the decoder uses: step j of the n_frames - 1 takes those of frame min(j, this - 1)."""
         if self.last_frame_skip:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT, VERSION = "svg_fast.model", 1
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MAX_CONFIG = 2**20  # bytes; a configuration has less than 1 KiB
 
 
@@ -71,13 +72,10 @@ def load(make: type[SVG], source: str | Path) -> SVG:
 def check_shapes(make: type[SVG], config: SVGConfig, shapes: Mapping[str, Sequence[int]]) -> None:
     """Whether these are the names and shapes of the configured model's tensors; it is built without memory for them.
 
-    Raises ValueError for the first that is missing, unknown or of another shape.
+    Raises ValueError for the first that is missing, unknown or of another shape, and the errors of `skeleton`.
     """
-    layers = max(config.predictor_rnn_layers, config.posterior_rnn_layers, config.prior_rnn_layers)
-    if layers > len(shapes):  # each would be built
-        raise ValueError(f"{layers} LSTM layers cannot be made of {len(shapes)} tensors")
-    with torch.device("meta"):
-        wanted = {name: list(tensor.shape) for name, tensor in make(config).state_dict().items()}
+    model = skeleton(make, config, len(shapes))
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in wanted.items():
         if name not in shapes:
             raise ValueError(f"{name} is missing")
@@ -87,15 +85,36 @@ def check_shapes(make: type[SVG], config: SVGConfig, shapes: Mapping[str, Sequen
         raise ValueError(f"{ascii(unknown[0])[:200]} is not a tensor of the model")
 
 
+def skeleton(make: type[SVG], config: SVGConfig, available: int) -> SVG:
+    """The configured model on the meta device, without memory, whatever its size.
+
+    Raises ValueError for more LSTM layers, each of which would be built, than there are tensors `available` for, and
+    for sizes that no tensor can have.
+    """
+    stacks = config.predictor_rnn_layers, config.posterior_rnn_layers, config.prior_rnn_layers
+    layers = sum(stacks[: {"det": 1, "fp": 2, "lp": 3}[config.variant]])
+    if 4 * layers > available:
+        raise ValueError(f"{layers} LSTM layers cannot be made of {available} tensors")
+    try:
+        with torch.device("meta"):
+            return make(config)
+    except (RuntimeError, TypeError) as error:  # some of torch's messages are pages
+        raise ValueError("no model can have these sizes") from error
+
+
 def filled(make: type[SVG], config: SVGConfig, tensors: Mapping[str, Tensor]) -> SVG:
     """A model of checked tensors, in eval mode on the CPU: float64 if any of them is, otherwise float32.
 
     Nothing is initialised first, so that no random number is drawn.
+
+    Raises ValueError for weights of another type, such as quantised ones, which are not the numbers they stand for.
     """
-    floating = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-    with torch.device("meta"):
-        model = make(config)
-    model = model.to(reduce(torch.promote_types, floating, torch.float32)).to_empty(device="cpu")
+    model = skeleton(make, config, len(tensors))
+    dtypes = {name: tensors[name].dtype for name, x in model.state_dict().items() if x.is_floating_point()}
+    for name, dtype in dtypes.items():
+        if dtype not in _FLOATS:
+            raise ValueError(f"{name} must be of {', '.join(map(str, _FLOATS))}, got {dtype}")
+    model = model.to(reduce(torch.promote_types, dtypes.values(), torch.float32)).to_empty(device="cpu")
     model.load_state_dict(tensors)
     return model.eval()
 

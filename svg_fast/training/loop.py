@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..data import MovingMNIST, download_mnist, load_digits
+from ..data import MovingMNIST, download_mnist
 from ..files import remove_leftovers, replacing
 from ..graphs import Graphed
 from ..models import SVG, SVGConfig
 from . import checkpoint
 from .config import TrainConfig
+from .data import moving_mnist
 from .step import TrainingStep, noise_on_device, on_device
 
 if TYPE_CHECKING:
@@ -159,29 +160,13 @@ def restore(saved: list[Path], config: SVGConfig, training: TrainConfig, digits:
 
 def make_data(config: SVGConfig, training: TrainConfig) -> tuple[MovingMNIST, Tensor, int]:
     """Training clips, the fixed test clips (B, n_eval, C, H, W) of the sample strips, and the digits' CRC-32."""
-    if training.dataset != "smmnist":
-        raise ValueError(f"this version trains on smmnist, got a preset of {training.dataset}")
-    if config.channels != 1:
-        raise ValueError(f"SM-MNIST has one channel, got channels = {config.channels}")
     if training.n_eval <= config.n_past:
         raise ValueError(f"n_eval must be more than n_past = {config.n_past}, got {training.n_eval}")
     if training.download and training.data_root is not None:
         download_mnist(training.data_root)
-    digits, test_digits = (load_digits(training.data_root, split) for split in ("train", "test"))
-
-    def clips(images: Tensor, n_frames: int, seed: int) -> MovingMNIST:
-        return MovingMNIST(
-            images,
-            n_frames,
-            num_digits=training.num_digits,
-            image_size=config.image_size,
-            motion=training.motion,
-            seed=seed,
-            length=2**62,
-        )
-
-    test = clips(test_digits, training.n_eval, training.seed + 1).clips(range(TEST_CLIPS)).frames
-    return clips(digits, config.n_past + config.n_future, training.seed), test, zlib.crc32(digits.numpy().tobytes())
+    data, digits = moving_mnist(config, training, "train", config.n_past + config.n_future)
+    test, _ = moving_mnist(config, training, "test", training.n_eval)
+    return data, test.clips(range(TEST_CLIPS)).frames, zlib.crc32(digits.numpy().tobytes())
 
 
 def batches(data: MovingMNIST, batch_size: int, first: int, last: int) -> Iterator[Tensor]:
