@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def test_from_a_newer_version(saved: Path) -> None:
         {"config": {"nf": 2.5}},
         {"config": {"last_frame_skip": "no"}},
         {"config": {"nf": 2**62}},
+        {"config": {"predictor_rnn_layers": 10**5}},
         {"config": []},
         {"step": None},
         {"step": float("inf")},
@@ -107,6 +109,16 @@ def test_a_missing_tensor(saved: Path) -> None:
     del tensors["optimizer.exp_avg.prior.embed.bias"]
     safetensors.torch.save_file(tensors, saved, metadata)
     with pytest.raises(CheckpointError, match=r"first: optimizer\.exp_avg\.prior\.embed\.bias"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("change", [torch.zeros_like, torch.Tensor.float])
+def test_a_generator_that_is_none(saved: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    with safetensors.safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    safetensors.torch.save_file({**tensors, "generator": change(tensors["generator"])}, saved, metadata)
+    with pytest.raises(CheckpointError, match=r"does not hold what its header says \(first: generator\)"):
         checkpoint.load(saved)
 
 

@@ -41,10 +41,10 @@ def small(**options: Any) -> dict[str, Any]:
     return checkpoint("det", nf=1, dtype=torch.float32, g_dim=2, rnn_size=2, predictor_rnn_layers=1, **options)
 
 
-def around(program: bytes) -> bytes:
-    """A file of the old format, without tensors, around a pickle."""
+def around(program: bytes, keys: bytes = b"].") -> bytes:
+    """A file of the old format, without tensors, around a pickle and that of its storages' keys."""
     header = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
-    return b"".join(pickle.dumps(value, 2) for value in header) + program + pickle.dumps([], 2)
+    return b"".join(pickle.dumps(value, 2) for value in header) + program + keys
 
 
 def refused(path: Path, message: str) -> None:
@@ -116,6 +116,8 @@ PROGRAMS = {
     "calls argparse.Namespace": b"\x80\x02cargparse\nNamespace\n(K\x01tR.",
     "instruction EXT1": b"\x80\x02\x82\x01.",
     "instruction PERSID": b"Pos.system\n.",
+    "instruction PUT": b"\x80\x02]p2305843009213693951\n.",
+    "calls a function with 9 arguments": b"\x80\x02ctorch.nn.parameter\nParameter\n(" + b"N" * 9 + b"tR.",
     "calls what is not a function": b"\x80\x02K\x01)R.",
     "gives attributes to what is not a module": b"\x80\x02ctorch.nn.modules.conv\nConv2d\n}b.",
 }
@@ -248,19 +250,20 @@ def test_a_tensor_that_does_not_lie_in_its_storage(
 def test_storages_longer_than_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str) -> None:
     monkeypatch.setattr(torch.storage.TypedStorage, "_size", lambda self: 2**40)
     WRITERS[writer](small(), tmp_path / "model.pth")
-    with pytest.raises(PublishedCheckpointError, match="as long as it says"):
+    with pytest.raises(PublishedCheckpointError, match=r"not as long as it says|more elements than the file holds"):
         load_published(tmp_path / "model.pth")
 
 
-def test_many_tensors_of_one_storage(tmp_path: Path) -> None:
-    """A file may not be a small part of the model that it becomes."""
+@pytest.mark.parametrize("length", [4 * 64 * 64, 2**20])
+def test_many_tensors_of_one_storage(tmp_path: Path, length: int) -> None:
+    """A file may not be a small part of the model that it becomes, nor be read once for each of the model's tensors."""
     tree = checkpoint("lp", nf=1, dtype=torch.float32, rnn_size=64)
     nets = [net for net in tree.values() if isinstance(net, torch.nn.Module)]
-    shared = torch.zeros(4 * 64 * 64)
+    shared = torch.zeros(length)
     for parameter in (parameter for net in nets for parameter in net.parameters()):
         parameter.data = shared[: parameter.numel()].view(parameter.shape)
     torch.save(tree, tmp_path / "model.pth")
-    with pytest.raises(PublishedCheckpointError, match="tensors of more elements than the file holds"):
+    with pytest.raises(PublishedCheckpointError, match="tensors in storages of more elements than the file holds"):
         load_published(tmp_path / "model.pth")
 
 
@@ -271,12 +274,15 @@ def test_small_programs_that_never_end(tmp_path: Path) -> None:
         "names what is not a name": bomb + bomb + b"\x93.",
         "must hold a dictionary": bomb + b".",
         "a storage without a type": b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + bomb * 3 + b"NtQ.",
+        "without a type, a key or a size": _storage(2**49) + b".",
         "a tensor without a storage": b"ctorch._utils\n_rebuild_tensor\n(" + bomb * 4 + b"tR.",
         "encoder must be a whole module": b"}X\x07\x00\x00\x00encoder" + bomb + b"s.",
     }
     for message, program in programs.items():
         path.write_bytes(around(b"\x80\x02" + program))
         refused(path, message)
+    path.write_bytes(around(b"}.", keys=b"]" + bomb + b"a."))
+    refused(path, "storages that are not named by strings")
 
 
 def _nested(tree: dict[str, Any], depth: int) -> Any:
@@ -328,7 +334,7 @@ def test_zip_members(tmp_path: Path) -> None:
 
     rewrite(method=zipfile.ZIP_DEFLATED)
     refused(path, "has a compressed member 'byteorder', torch.save compresses nothing")
-    rewrite("byteorder", b"bigger")
+    rewrite("byteorder", b"big")
     refused(path, "a machine with another byte order")
     rewrite("data.pkl")
     refused(path, "a zip archive that torch.save did not write")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from oracle import OracleSVG
@@ -126,7 +127,13 @@ def test_attributes_are_the_published_ones(tmp_path: Path) -> None:
     [
         ({"skip": "paper"}, {}, 'the published scripts know no skip="paper"'),
         ({}, {"z_dim": 12}, "the option z_dim must be the model's, 3, got 12"),
-        ({}, {"data_root": Path("data")}, r"options must be numbers, strings or None, got PosixPath\('data'\)"),
+        (
+            {},
+            {"data_root": Path("data")},
+            r"options must be Python's numbers, strings or None, got PosixPath\('data'\)",
+        ),
+        ({}, {"lr": np.float64(0.002)}, r"options must be Python's .* got np.float64\(0.002\) for lr"),
+        ({"z_dim": np.int64(3)}, {}, r"options must be Python's .* got np.int64\(3\) for z_dim"),
     ],
 )
 def test_what_the_scripts_cannot_express(

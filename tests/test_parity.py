@@ -20,12 +20,23 @@ SMALL = SVGConfig(nf=2, g_dim=6, z_dim=3, rnn_size=5, n_past=2, n_future=1)
 
 
 def pair(config: SVGConfig, dtype: torch.dtype = torch.float64) -> tuple[SVG, OracleSVG]:
-    """A model and an oracle with the same parameters, and running statistics that are not the initial ones."""
+    """A model and an oracle with the same parameters, and running statistics about those of random frames."""
     torch.manual_seed(0)
     model, oracle = SVG(config).to(dtype), OracleSVG(config).to(dtype)
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            buffer.add_(torch.rand_like(buffer))
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momentum = norms[0].momentum
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(clip(config)[0].to(dtype))
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        norm.momentum = momentum
+        norm.num_batches_tracked.zero_()
+        norm.running_mean.add_(0.1 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean))
+        norm.running_var.mul_(0.8 + 0.4 * torch.rand_like(norm.running_var))
     oracle.load_state_dict(model.state_dict())
     return model, oracle
 

@@ -28,7 +28,10 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("variant", ["lp", "fp", "det"])
 def test_there_and_back(tmp_path: Path, variant: Any, dtype: torch.dtype) -> None:
+    # the layers of a net that the variant lacks can be any
+    layers = {"lp": 1, "fp": 500, "det": 500}[variant]
     config = replace(SMALL, variant=variant, generation_statistics="running", time_chunk=3, last_frame_skip=True)
+    config = replace(config, prior_rnn_layers=layers)
     model, _ = pair(config, dtype)
     before = torch.get_rng_state()
     model.save_pretrained(tmp_path / "new" / "model")
@@ -116,7 +119,9 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[P
         (_config(g_dim=7), r"encoder.c5.0.weight must have shape \[7, 16, 4, 4\], got \[6, 16, 4, 4\]"),
         (_config(rnn_size=2**62), "does not hold the model of its config.json"),
         (_config(nf=None), "does not hold the model of its config.json|not allowed"),
-        (_config(prior_rnn_layers=10**9), "1000000000 LSTM layers cannot be made of"),
+        (_config(rnn_size=2**63), "config.json: no model can have these sizes$"),
+        (_config(prior_rnn_layers=10**9), "1000000003 LSTM layers cannot be made of"),
+        (_config(prior_rnn_layers=30), "33 LSTM layers cannot be made of"),
         (_config(variant="fp"), "'prior.embed.bias' is not a tensor of the model"),
         (_tensors(lambda tensors: tensors.pop("prior.embed.bias")), "prior.embed.bias is missing"),
         (_tensors(lambda tensors: tensors.update(x=torch.zeros(1))), "'x' is not a tensor of the model"),
@@ -127,6 +132,14 @@ def test_damage_is_a_sentence(folder: Path, damage: Callable[[Path], None], mess
     with pytest.raises(ValueError, match=message) as caught:
         SVG.from_pretrained(folder)
     assert str(caught.value).startswith(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e5m2])
+def test_weights_that_are_not_the_numbers_they_stand_for(folder: Path, dtype: torch.dtype) -> None:
+    name = "prior.embed.bias"
+    _tensors(lambda tensors: tensors.update({name: tensors[name].to(dtype)}))(folder)
+    with pytest.raises(ValueError, match=rf"{name} must be of torch.float64, .*torch.bfloat16, got {dtype}$"):
+        SVG.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

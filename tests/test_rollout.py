@@ -17,7 +17,7 @@ from torch import Tensor
 
 from svg_fast import SVG
 from svg_fast.graphs import WARM_UP, Graphed
-from svg_fast.models import rollout
+from svg_fast.models import generation, rollout
 from svg_fast.models.config import SVGConfig
 from svg_fast.models.recurrent import GaussianLSTM
 
@@ -103,6 +103,18 @@ def test_a_changed_weight_is_seen_and_a_moved_one_captured_anew(monkeypatch: pyt
     model.prior.mu_net.weight = torch.nn.Parameter(model.prior.mu_net.weight * 2)
     assert torch.equal(sampled(model, frames, "seed", True), sampled(model, frames, "seed", False))
     assert graph_of(model).graph is not graph
+
+
+def test_rollouts_that_take_turns_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = pair(SMALL)
+    frames, others = clip(SMALL, N_PAST, BATCH)[0], clip(SMALL, N_PAST, BATCH)[0].flip(0)
+    # a chunk for each sample
+    monkeypatch.setattr(generation, "chunk_size", lambda *_, **__: (1, BATCH, BATCH))
+    want = model.sample(frames, N_FUTURE, 3, seed=3, cuda_graph=False)
+    use_recorded_graphs(monkeypatch)
+    for k, chunk in enumerate(model.sample_chunks(frames, N_FUTURE, 3, seed=3)):
+        assert torch.equal(chunk.video[0], want[k])
+        model.sample(others, N_FUTURE, 1, seed=0)
 
 
 def test_a_graph_does_not_keep_its_model_alive(monkeypatch: pytest.MonkeyPatch) -> None:

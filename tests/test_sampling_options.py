@@ -26,11 +26,17 @@ def model_and_frames(config: SVGConfig = SMALL, n_frames: int = N_PAST) -> tuple
 
 def row_bytes(config: SVGConfig, images: int = 1) -> int:
     """A memory limit, in float64, for about so many rows."""
-    return images * (6 * activation_bytes(config, 8) + T * config.channels * config.image_size**2 * 8)
+    model = SVG(config).double()
+    with torch.no_grad():
+        fixed = chunks._prepared_bytes((model.encoder.weights(True), model.decoder.weights(True)))
+    per_row = (6 + 4 * config.last_frame_skip) * activation_bytes(config, 8)
+    return fixed + images * (per_row + 2 * T * config.channels * config.image_size**2 * 8)
 
 
 @pytest.mark.parametrize("statistics", ["batch", "running"])
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, variant="fp"), replace(SMALL, last_frame_skip=True)], ids=str)
+@pytest.mark.parametrize(
+    "config", [SMALL, replace(SMALL, variant="fp"), replace(SMALL, last_frame_skip=True)], ids=["lp", "fp", "own skips"]
+)
 def test_any_chunking_gives_the_same_samples(
     config: SVGConfig, statistics: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,7 +45,7 @@ def test_any_chunking_gives_the_same_samples(
     monkeypatch.setattr(chunks, "images_at_once", lambda *_: None)
     want = model.sample(frames, N_FUTURE, SAMPLES, **options)
     seen = set()
-    for rows in (4, 8, 13):
+    for rows in (4, 8, 13) if statistics == "batch" else (1, 2, 8):
         limited = options | {"memory_limit": row_bytes(config, rows)}
         assert relative(model.sample(frames, N_FUTURE, SAMPLES, **limited), want) < 1e-9
         parts = list(model.sample_chunks(frames, N_FUTURE, SAMPLES, **limited))
@@ -141,6 +147,8 @@ def test_branches_share_the_first_sample_up_to_their_frame(config: SVGConfig, br
     assert relative(video, model.sample(frames, N_FUTURE, SAMPLES, eps=joined)) < 1e-9
     assert all(torch.equal(video[0, :, :branch_at], video[k, :, :branch_at]) for k in range(1, SAMPLES))
     assert not torch.equal(video[0, :, branch_at], video[1, :, branch_at])
+    (part,) = model.sample_chunks(frames, N_FUTURE, SAMPLES, eps=eps, branch_at=branch_at)
+    assert relative(model.sample(frames, N_FUTURE, SAMPLES, z=part.latents), video) < 1e-9
     limit = row_bytes(config, 2 * BATCH)
     parts = list(model.sample_chunks(frames, N_FUTURE, SAMPLES, eps=eps, branch_at=branch_at, memory_limit=limit))
     assert len(parts) > 1
@@ -155,11 +163,11 @@ def test_long_rollouts() -> None:
 
 
 @pytest.mark.parametrize("statistics", ["batch", "running"])
-def test_infer_is_what_the_loop_infers(statistics: str) -> None:
+def test_infer_is_what_the_loop_infers(statistics: Any) -> None:
     model, oracle = pair(SMALL)
     frames = clip(SMALL, T, BATCH)[0]
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    found = model.infer(frames, batch_statistics=statistics == "batch")
+    found = model.infer(frames, statistics=statistics)
     oracle.train(statistics == "batch")
     assert found.posterior is not None
     assert found.prior is not None
@@ -185,7 +193,7 @@ def test_infer_is_what_the_loop_infers(statistics: str) -> None:
         ({"seed": -1}, r"seed must be in \[0, 2\*\*63\), got -1"),
         ({"seed": 1, "eps": torch.zeros(T - 1, 2, BATCH, SMALL.z_dim)}, "give one of eps, z, seed and generator"),
         ({"z": torch.zeros(1)}, r"z must have shape \[6, 2, 4, 3\] \(T - 1, S, B, z_dim\), got \[1\]"),
-        ({"temperature": -1.0}, "temperature must not be negative, got -1"),
+        ({"temperature": -1.0}, "temperature must be finite and not negative, got -1"),
         ({"temperature": torch.ones(3)}, r"temperature must be a number or have shape \[2\] \(S,\), got \[3\]"),
         ({"branch_at": 2}, "branch_at must be a generated frame, 3 to 6 counted from 0, got 2"),
         ({"branch_at": 7}, "branch_at must be a generated frame, 3 to 6 counted from 0, got 7"),
@@ -195,6 +203,15 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
     model, frames = model_and_frames()
     with pytest.raises(ValueError, match=message):
         model.sample(frames, N_FUTURE, 2, **options)
+
+
+def test_a_misspelt_option_is_named_at_once() -> None:
+    model, frames = model_and_frames()
+    misspelt: Any = {"temprature": 0.0}
+    with pytest.raises(TypeError, match="unknown option temprature of sample; the options are statistics, seed"):
+        model.sample(frames, 1, **misspelt)
+    with pytest.raises(ValueError, match="n_future must be at least 1, got 0"):
+        model.sample_chunks(frames, 0)
 
 
 def test_the_deterministic_model_takes_no_latents() -> None:

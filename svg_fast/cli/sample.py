@@ -8,6 +8,7 @@ import click
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..files import replacing
 from ..models.generation import SampleOptions
@@ -61,7 +62,7 @@ def sample_command(
     shown = torch.zeros(min(n_samples, _SHOWN_SAMPLES), min(len(clips), _SHOWN_CLIPS), *clips.shape[1:])
     with replacing(out) as part:
         video = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-        with click.progressbar(length=n_samples * len(clips), label="rollouts") as bar:
+        with tqdm(total=n_samples * len(clips), unit="rollout", smoothing=0.05) as bar:
             for samples, of, frames, _ in source.model.to(where).sample_chunks(given, n_future, n_samples, **sampling):
                 levels = (frames * 255).round().to(torch.uint8).permute(0, 1, 2, 4, 5, 3)
                 video[samples.start : samples.stop, of.start : of.stop] = levels.cpu().numpy()

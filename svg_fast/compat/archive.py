@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -57,8 +57,16 @@ class File:
         self.size = os.fstat(file.fileno()).st_size  # bytes
         self.tree: Any = None
 
-    def read(self, tensor: StoredTensor) -> Tensor:
-        """The tensor, in memory of its own on the CPU, whatever device it was saved from."""
+    def read(self, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+        """The tensors by name, in memory of their own on the CPU, whatever device they were saved from.
+
+        A storage is read for each of its tensors: together they may be no longer than the file.
+        """
+        if sum(tensor.storage.numel * tensor.storage.dtype.itemsize for tensor in stored.values()) > self.size:
+            raise Refusal("has tensors in storages of more elements than the file holds")
+        return {name: self._tensor(tensor) for name, tensor in stored.items()}
+
+    def _tensor(self, tensor: StoredTensor) -> Tensor:
         tensor.check()
         storage = tensor.storage
         data = bytearray(self._bytes(storage))
@@ -90,6 +98,8 @@ class _OldFile(File):
         self._starts: dict[str, int] = {}
         position = head.tell()
         for key in keys:
+            if type(key) is not str:  # hashing a tuple of tuples of tuples ... takes exponential time
+                raise Refusal("has a list of storages that are not named by strings")
             dtype, numel = unpickler.storages[key]
             file.seek(position)
             (found,) = _COUNT.unpack(file.read(_COUNT.size))
@@ -113,8 +123,9 @@ class _Archive(File):
         if len(found) != 1:
             raise Refusal("is a zip archive that torch.save did not write")
         self._folder = found[0].removesuffix("data.pkl")
-        if f"{self._folder}byteorder" in self._zip.namelist():
-            _check_byte_order(self._member("byteorder", 6) == b"little")
+        order = f"{self._folder}byteorder"
+        if order in self._zip.namelist():
+            _check_byte_order(self._zip.getinfo(order).file_size == 6 and self._member("byteorder", 6) == b"little")
         length = self._zip.getinfo(found[0]).file_size
         if length > MAX_PICKLE:
             raise Refusal(_TOO_LONG)

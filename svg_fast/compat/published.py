@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ _OPTIONAL = ("posterior", "prior")
 _TOLD = ("n_past", "n_future", "beta", "last_frame_skip", "z_dim", "posterior_rnn_layers", "prior_rnn_layers")
 # Limits to what a network may be walked for, which can be inside itself: the published ones reach 50 and 500.
 _LONGEST_NAME, _MOST_PARTS = 200, 5000
+_LONGEST_LIST = 100  # of an option's values: a million options can be the same list of a million
 _MEAN, _COUNTED = ".running_mean", ".num_batches_tracked"  # of a BatchNorm, the second since torch 0.4.1
 
 
@@ -51,16 +51,14 @@ def load_published(path: str | Path) -> SVG:
             check_shapes(SVG, config, shapes | dict.fromkeys(counters, ()))
         except ValueError as error:
             raise Refusal(f"does not hold the networks of its classes: {error}") from error
-        if sum(t.storage.dtype.itemsize * math.prod(t.size) for t in stored.values()) > file.size:
-            raise Refusal("has tensors of more elements than the file holds")
-        return filled(SVG, config, {name: file.read(tensor) for name, tensor in stored.items()} | counters)
+        return filled(SVG, config, file.read(stored) | counters)
 
 
 def read_options(path: str | Path) -> dict[str, Any]:
     """The training options `opt` of a published checkpoint: dataset, num_digits, lr and whatever else it was told.
 
-    Plain values (numbers, strings, None, and lists of these) by name; the optimiser's class is its name, as on the
-    command line; what else there may be is left out. The errors of `load_published`.
+    Plain values (numbers, strings, None, and short lists of these) by name; the optimiser's class is its name, as on
+    the command line; what else there may be is left out. The errors of `load_published`.
     """
     with opened(Path(path)) as file:
         _, options = _parts(file.tree)
@@ -90,7 +88,9 @@ def _parts(tree: Any) -> tuple[dict[str, Holder], dict[str, Any]]:
 
 def _is_plain(value: Any) -> bool:
     if type(value) in (list, tuple):
-        return all(item is None or type(item) in (bool, int, float, str) for item in value)
+        return len(value) <= _LONGEST_LIST and all(
+            item is None or type(item) in (bool, int, float, str) for item in value
+        )
     return value is None or type(value) in (bool, int, float, str)
 
 

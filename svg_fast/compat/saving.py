@@ -82,9 +82,12 @@ def _options(config: SVGConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name in determined and value != determined[name]:
             raise ValueError(f"the option {name} must be the model's, {determined[name]!r}, got {value!r}")
-        if not (value is None or isinstance(value, bool | int | float | str)):
-            raise ValueError(f"options must be numbers, strings or None, got {value!r} for {name}")
-    return {**_OPTIONS, "max_step": config.n_past + config.n_future, **given, **determined}
+    told = {"max_step": config.n_past + config.n_future, **given, **determined}
+    for name, value in told.items():
+        # not those of NumPy, though float64 is a float: a pickle names the function that makes them
+        if not (value is None or type(value) in (bool, int, float, str)):
+            raise ValueError(f"options must be Python's numbers, strings or None, got {value!r} for {name}")
+    return _OPTIONS | told
 
 
 @functools.cache

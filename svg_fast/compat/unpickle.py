@@ -16,6 +16,9 @@ from typing import Any, BinaryIO
 import torch
 
 MAX_PICKLE = 4 * 2**20  # bytes; the structure of a published checkpoint takes less than 200 KiB
+# What is beyond these is refused, so that time follows the length too: a pickle can refer again and again to one long
+# tuple of arguments, or to one number of a million digits. A tensor's function takes 7 arguments at most.
+_MOST_ARGUMENTS, _MOST_ELEMENTS = 8, 2**48
 
 
 class Refusal(ValueError):  # noqa: N818 (part of a sentence, not an error to catch)
@@ -192,11 +195,11 @@ class Unpickler:
     def _carry_out(self, name: str, argument: Any) -> None:
         stack = self._stack
         match name:
-            case "BINPUT" | "LONG_BINPUT" | "PUT":
+            case "BINPUT" | "LONG_BINPUT":  # not PUT: its numbers can be any, and so be chosen to share a hash
                 self._memo[argument] = stack[-1]
             case "MEMOIZE":
                 self._memo[len(self._memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET" | "GET":
+            case "BINGET" | "LONG_BINGET":
                 stack.append(self._memo[argument])
             case "MARK":
                 self._marked.append(stack)
@@ -269,6 +272,8 @@ class Unpickler:
         arguments, callee = self._stack.pop(), self._stack.pop()
         if type(callee) is not Named or type(arguments) is not tuple:
             raise Refusal("calls what is not a function")
+        if len(arguments) > _MOST_ARGUMENTS:
+            raise Refusal(f"calls a function with {len(arguments)} arguments")
         if instruction == "REDUCE" and callee.name in _FUNCTIONS:
             self._stack.append(_FUNCTIONS[callee.name](*arguments))
         elif instruction == "NEWOBJ" and not arguments and callee.name in CLASSES | {NAMESPACE}:
@@ -291,7 +296,7 @@ class Unpickler:
             raise Refusal("refers to something outside its pickle that is not a storage")
         cls, key, _, numel, *view = data
         dtype = _STORAGES.get(cls.name) if type(cls) is Named else None
-        if dtype is None or type(key) is not str or type(numel) is not int or numel < 0:
+        if dtype is None or type(key) is not str or type(numel) is not int or not 0 <= numel <= _MOST_ELEMENTS:
             raise Refusal("has a storage without a type, a key or a size")
         if self.storages.setdefault(key, (dtype, numel)) != (dtype, numel):
             raise Refusal(f"says two things of its storage {ascii(key)[:50]}")

@@ -73,9 +73,8 @@ def prior_figure(
     clips = synchronised_clips(
         digits, n_clips, n_frames, index=index, num_digits=num_digits, image_size=size, motion=motion, seed=seed
     )
-    statistics = statistics or model.config.sampling_statistics()
     device = next(model.parameters()).device
-    prior = model.infer(clips.frames.to(device), batch_statistics=statistics == "batch").prior
+    prior = model.infer(clips.frames.to(device), statistics=statistics).prior
     assert prior is not None
     sigma = (prior[1] / 2).exp().cpu().double()
     by_clip = sigma.mean(dim=2)

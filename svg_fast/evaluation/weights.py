@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-_ZIP = b"PK\x03\x04"  # how a file of torch.save begins since 1.6
-
-
-class _RefusedError(Exception):
-    """What is wrong with a file that is not even handed to its reader."""
+from ..compat.archive import PublishedCheckpointError, opened
+from ..compat.unpickle import Refusal, StoredTensor
 
 
 def load_weights(path: str | Path, what: str) -> dict[str, Tensor]:
     """A state_dict on the CPU, from a .safetensors file or one of torch.save, in the format of today or before 1.6.
 
-    Memory is bounded by the file's size.
+    Memory is bounded by the file's size. (torch.load's is not: it unfolds what is compressed, and reads a part of the
+    file again for each of the names that a pickle may give it.)
 
     Args:
         path: the file.
@@ -32,24 +27,17 @@ def load_weights(path: str | Path, what: str) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            zipped = file.read(len(_ZIP)) == _ZIP
+        if path.suffix == ".safetensors":
+            return _load_safetensors(path, what)
+        with opened(path) as file:
+            tree = file.tree
+            if type(tree) is not dict or not all(type(value) is StoredTensor for value in tree.values()):
+                raise Refusal("is not a state_dict, which has names and tensors alone")
+            return file.read(tree)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist: {what}") from error
-    try:
-        if path.suffix == ".safetensors":
-            import safetensors.torch  # here, so that what needs no weights runs where it is not installed
-
-            content = safetensors.torch.load_file(path)
-        else:
-            if zipped:
-                _check_archive(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes of its reader, it is the file that is wrong
+    except PublishedCheckpointError as error:
         raise ValueError(f"{path} {_fault(error)}: {what}") from error
-    if not isinstance(content, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in content.items()):
-        raise ValueError(f"{path} is not a state_dict, which has names and tensors alone: {what}")
-    return {name: tensor.detach() for name, tensor in content.items()}
 
 
 def load_into(module: nn.Module, path: str | Path, what: str) -> None:
@@ -72,23 +60,24 @@ def load_into(module: nn.Module, path: str | Path, what: str) -> None:
     module.eval().requires_grad_(False)
 
 
-def _check_archive(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-    if any(PurePosixPath(record.filename).name == "constants.pkl" for record in records):
-        raise _RefusedError("is a TorchScript archive, which holds code, not a state_dict")
-    # torch.save stores its records as they are; compressed or overlapping ones could be of any size
-    if sum(record.file_size for record in records) > path.stat().st_size:
-        raise _RefusedError("would unfold to more than its size")
+def _load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
+    import safetensors.torch  # here, so that what needs no weights runs where it is not installed
+
+    with path.open("rb"):
+        pass
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception as error:  # whatever a damaged file makes of its reader, it is the file that is wrong
+        raise ValueError(f"{path} {_DAMAGED}: {what}") from error
 
 
-def _fault(error: Exception) -> str:
-    if isinstance(error, _RefusedError):
-        return str(error)
-    # PyTorch's own message is a page that ends in advice to trust the file
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    return f"names {named[1]}, which is not run" if named else "is damaged or not a file of weights"
+def _fault(error: PublishedCheckpointError) -> str:
+    if not isinstance(error.__cause__, Refusal):
+        return _DAMAGED
+    fault = str(error.__cause__)
+    if fault.startswith("names __torch__."):
+        return "is a TorchScript archive, which holds code, not a state_dict"
+    return fault
 
 
-def _is_plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+_DAMAGED = "is damaged or not a file of weights"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .config import Statistics, uses_batch
 from .frame_network import Weights, channels_last, joined
 from .rollout import Start, repeated
 
@@ -26,7 +27,7 @@ class Inferred(NamedTuple):
 
 
 @torch.no_grad()
-def infer(model: SVG, frames: Tensor, *, batch_statistics: bool | None = None) -> Inferred:
+def infer(model: SVG, frames: Tensor, *, statistics: Statistics | None = None) -> Inferred:
     """What posterior and learned prior say of true frames (B, T, C, H, W), T of two or more; entry j is of frame j + 1.
 
     BatchNorm by batch or running statistics, by default as in `sample`; no running statistics change.
@@ -35,9 +36,8 @@ def infer(model: SVG, frames: Tensor, *, batch_statistics: bool | None = None) -
     """
     if frames.dim() == 5 and frames.shape[1] < 2:
         raise ValueError(f"frames must be at least two of each clip, got {frames.shape[1]}")
-    if batch_statistics is None:
-        batch_statistics = model.config.sampling_statistics() == "batch"
     model.prepare_frames(frames[:, :1])
+    batch_statistics = uses_batch(model.config, statistics, len(frames))
     features, _ = _encode(model, frames, model.encoder.weights(batch_statistics), batch_statistics)
     variant = model.config.variant
     return Inferred(
@@ -47,13 +47,13 @@ def infer(model: SVG, frames: Tensor, *, batch_statistics: bool | None = None) -
 
 
 def _encode(
-    model: SVG, x: Tensor, weights: Weights, batch_statistics: bool, n_skips: int = 0
+    model: SVG, x: Tensor, weights: Weights, batch_statistics: bool, n_skips: int = 0, rows: int | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """Frames (B, T, C, H, W), as `prepare_frames` takes them, a run of time steps at once -> features (T, B, g_dim),
     and the skips (B, ...) of frame n_skips - 1."""
     batch, n_frames = x.shape[:2]
     features, skips = [], list[Tensor]()
-    for first, last in model.time_runs(batch, n_skips, n_frames):
+    for first, last in model.time_runs(batch, n_skips, n_frames, rows):
         images = channels_last(model.prepare_frames(x[:, first:last]).transpose(0, 1).flatten(0, 1))
         wanted = (n_skips - first) * batch if first < n_skips <= last else 0
         h, found, _ = model.encoder.encode(images, weights, last - first, batch_statistics, wanted)
@@ -66,14 +66,21 @@ class Conditioning:
     """A range of clips: their features, the skip halves of the future, what posterior and prior make of them."""
 
     def __init__(
-        self, model: SVG, given: Tensor, n_past: int, n_frames: int, weights: tuple[Weights, Weights], batch: bool
+        self,
+        model: SVG,
+        given: Tensor,
+        n_past: int,
+        n_frames: int,
+        weights: tuple[Weights, Weights],
+        batch_statistics: bool,
+        rows: int,
     ) -> None:
         """given (B, n, C, H, W): the first n_past frames condition, the posterior sees all. weights: of encoder and
-        decoder. batch: batch statistics."""
+        decoder. rows: images to encode at once."""
         config = model.config
         self.model, self.n_past, self.weights = model, n_past, weights
         n_skips = min(config.skip_frames(n_past, n_frames), n_past)
-        self.features, skips = _encode(model, given, weights[0], batch, n_skips)
+        self.features, skips = _encode(model, given, weights[0], batch_statistics, n_skips, rows)
         self.halves = model.decoder.skip_halves(skips, weights[1])
         self.posterior = self.prior = None
         if config.variant != "det" and len(self.features) > 1:

@@ -119,6 +119,19 @@ def from_json(cls: type[Settings], values: dict[str, Any]) -> Settings:
     return cls(**values)
 
 
+def uses_batch(config: SVGConfig, statistics: Statistics | None, batch: int) -> bool:
+    """Whether BatchNorm takes batch statistics of so many clips; None is as the model samples. ValueError where not."""
+    statistics = config.sampling_statistics() if statistics is None else statistics
+    if statistics not in get_args(Statistics):
+        raise ValueError(f'statistics must be "batch" or "running", got {statistics!r}')
+    if statistics == "batch" and batch == 1:
+        raise ValueError(
+            "batch statistics are undefined for a batch of one clip (the encoder's head has one value per channel);"
+            ' sample two clips or more, or use statistics="running"'
+        )
+    return statistics == "batch"
+
+
 # Denton & Fergus 2018, section 4 and the published training commands.
 _DATASETS = {
     "smmnist": SVGConfig(),

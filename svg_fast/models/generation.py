@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from .chunks import chunk_size, ranges
 from .conditioning import Conditioning
-from .config import Statistics, check_conditioning
+from .config import Statistics, check_conditioning, uses_batch
 from .noise import Noise
 from .rollout import Start, future_step
 
@@ -31,14 +31,15 @@ class SampleOptions(TypedDict, total=False):
 
     statistics: BatchNorm by "batch" (each sample and step by itself, over the B clips) or "running" statistics; None is
     the configuration's, by default how the variant was published. No running statistics change.
-    seed: of the noise, 0 <= seed < 2**63, the same for every chunking and, to rounding, device; otherwise it is drawn
-    from `generator`, by default torch's own. eps (T - 1, S, B, z_dim) replaces the noise.
+    seed: of the noise, 0 <= seed < 2**63, the same for every chunking, number of samples and, to rounding, device;
+    otherwise it is drawn from `generator`, by default torch's own. eps (T - 1, S, B, z_dim) replaces the noise.
     latents: where the future's z come from: "prior" (in SVG-FP the standard normal), or "posterior": of the true next
-    frame, so that all T frames are given.
+    frame, so that all T frames are given. While conditioning they are the posterior's in any case.
     z (T - 1, S, B, z_dim): the latents themselves, as other rollouts left them or `interpolate_latents` made them.
     temperature: factor of the future's standard deviation, a number or one for each sample (S,); 0 is the mean.
-    branch_at: a frame n_past <= k < T: the samples are one up to frame k, and go ways of their own from there on.
-    memory_limit: bytes that a chunk may take beside the model and what is given; None leaves it to the device.
+    branch_at: a frame n_past <= k < T: all samples are the first one up to frame k, and go their own ways from there.
+    memory_limit: about the bytes that a chunk may take, prepared weights included, beside the model and what is given;
+    None leaves it to the device.
     cuda_graph: on a GPU the future steps are replays of one CUDA graph, captured at a model's first rollouts of a
     shape and kept for the next ones; False runs them one kernel after another. The result is the same.
     """
@@ -86,7 +87,6 @@ def sample(model: SVG, frames: Tensor, n_future: int, n_samples: int = 1, **opti
     return video
 
 
-@torch.no_grad()
 def sample_chunks(
     model: SVG, frames: Tensor, n_future: int, n_samples: int = 1, **options: Unpack[SampleOptions]
 ) -> Iterator[Chunk]:
@@ -94,7 +94,7 @@ def sample_chunks(
 
     No more than one chunk is held, so any number of samples, clips and frames can be gone through.
     """
-    yield from _Plan(model, frames, n_future, n_samples, options).chunks()
+    return _Plan(model, frames, n_future, n_samples, options).chunks()
 
 
 def interpolate_latents(a: Tensor, b: Tensor, n_samples: int) -> Tensor:
@@ -116,6 +116,9 @@ class _Plan:
     """A call's arguments, checked, and how it is cut into chunks."""
 
     def __init__(self, model: SVG, frames: Tensor, n_future: int, n_samples: int, options: SampleOptions) -> None:
+        if unknown := options.keys() - SampleOptions.__annotations__.keys():
+            known = ", ".join(SampleOptions.__annotations__)
+            raise TypeError(f"unknown option {', '.join(sorted(unknown))} of sample; the options are {known}")
         config = model.config
         self.model, self.n_samples = model, n_samples
         self.given = model.prepare_frames(frames)
@@ -133,7 +136,7 @@ class _Plan:
         check_conditioning(config, self.n_past, self.n_frames)
         if self.follows and config.variant == "det":
             raise ValueError('the deterministic model has no latent: latents="posterior" asks for one')
-        self.batch_statistics = _uses_batch(options.get("statistics") or config.sampling_statistics(), batch)
+        self.batch_statistics = uses_batch(config, options.get("statistics"), batch)
         self.branch_at = options.get("branch_at")
         if self.branch_at is not None and not self.n_past <= self.branch_at < self.n_frames:
             raise ValueError(
@@ -147,16 +150,23 @@ class _Plan:
         self.cuda_graph = options.get("cuda_graph", True)
         self.memory_limit = options.get("memory_limit")
 
+    @torch.no_grad()
     def chunks(self, whole: Tensor | None = None) -> Iterator[Chunk]:
         """Every chunk, in memory of its own, or as a part of the `whole` video (S, B, T, C, H, W)."""
         model, batch = self.model, len(self.given)
         weights = model.encoder.weights(self.batch_statistics), model.decoder.weights(self.batch_statistics)
-        n_samples, n_clips = chunk_size(
-            model.config, self.given, self.n_frames, self.n_samples, self.batch_statistics, self.memory_limit
+        n_samples, n_clips, rows = chunk_size(
+            model.config,
+            self.given,
+            self.n_frames,
+            self.n_samples,
+            whole_batch=self.batch_statistics,
+            memory_limit=self.memory_limit,
+            weights=weights,
         )
         for clips in ranges(batch, n_clips):
             given = self.given[clips.start : clips.stop]
-            known = Conditioning(model, given, self.n_past, self.n_frames, weights, self.batch_statistics)
+            known = Conditioning(model, given, self.n_past, self.n_frames, weights, self.batch_statistics, rows)
             for samples in ranges(self.n_samples, n_samples):
                 if whole is None:
                     video = given.new_empty((len(samples), len(clips), self.n_frames, *given.shape[2:]))
@@ -166,18 +176,19 @@ class _Plan:
                 latents = self._latents(known, samples, clips)
                 self._play(known, latents, video)
                 yield Chunk(samples, clips, video, latents)
+                del video, latents  # or they would live until the next ones do
 
     def _latents(self, known: Conditioning, samples: range, clips: range) -> Tensor:
         """(T - 1, S', B', z_dim): z where it is known beforehand, elsewhere the noise of the prior's sample."""
-        latents = self._noise(samples, clips)
+        latents = self._scaled_noise(samples, clips)
         if self.branch_at is not None:  # step k - 1 makes frame k, the first one that is a sample's own
-            latents[: self.branch_at - 1] = self._noise(range(1), clips)[: self.branch_at - 1]
+            latents[: self.branch_at - 1] = self._scaled_noise(range(1), clips)[: self.branch_at - 1]
         if self.z is None and known.posterior is not None:
             steps = self.n_frames - 1 if self.follows else self.n_past - 1
             latents[:steps] = known.latents(latents[:steps])
         return latents
 
-    def _noise(self, samples: range, clips: range) -> Tensor:
+    def _scaled_noise(self, samples: range, clips: range) -> Tensor:
         noise = self.noise.of(samples, clips)
         if self.z is None:
             noise[self.n_past - 1 :] *= self.temperature[samples.start : samples.stop, None, None]
@@ -191,22 +202,21 @@ class _Plan:
         draws = model.config.variant == "lp" and self.z is None and not self.follows
         if self.branch_at is None:
             start = known.start(latents[: self.n_past - 1], draws)
-            self._generate(start, range(self.n_past, self.n_frames), latents, video)
+            self._generate(start, range(self.n_past, self.n_frames), n_samples, latents, video)
             return
         trunk = known.start(latents[: self.n_past - 1, :1], draws)
         frames = range(self.n_past, self.branch_at)
-        trunk = self._generate(trunk, frames, latents[:, :1], video)
+        trunk = self._generate(trunk, frames, 1, latents, video)
         start = trunk.repeated(n_samples, model.config.last_frame_skip)
-        self._generate(start, range(self.branch_at, self.n_frames), latents, video)
+        self._generate(start, range(self.branch_at, self.n_frames), n_samples, latents, video)
 
-    def _generate(self, start: Start, frames: range, latents: Tensor, video: Tensor) -> Start:
-        """These frames, of as many samples as there are latents; returns where others may go on."""
+    def _generate(self, start: Start, frames: range, n_samples: int, latents: Tensor, video: Tensor) -> Start:
+        """These frames of n_samples, all of them or one that all share; returns where others may go on."""
         if not frames:
             return start
-        n_samples = latents.shape[1]
         step, run = future_step(self.model, n_samples, self.batch_statistics, start, cuda_graph=self.cuda_graph)
         for t in frames:
-            noise = latents[t - 1].flatten(0, 1)
+            noise = latents[t - 1, :n_samples].flatten(0, 1)
             frame = step.begin(start, noise) if t == frames.start else run(noise)
             assert step.z is not None
             latents[t - 1] = step.z.unflatten(0, (n_samples, -1))
@@ -214,22 +224,11 @@ class _Plan:
         return step.look() if frames.stop < self.n_frames else start
 
 
-def _uses_batch(statistics: Statistics, batch: int) -> bool:
-    if statistics not in get_args(Statistics):
-        raise ValueError(f'statistics must be "batch" or "running", got {statistics!r}')
-    if statistics == "batch" and batch == 1:
-        raise ValueError(
-            "batch statistics are undefined for a batch of one clip (the encoder's head has one value per channel);"
-            ' sample two clips or more, or use statistics="running"'
-        )
-    return statistics == "batch"
-
-
 def _temperature(given: float | Tensor, n_samples: int, like: Tensor) -> Tensor:
     """(S,), on the device of `like`."""
     if not isinstance(given, Tensor):
-        if not given >= 0:
-            raise ValueError(f"temperature must not be negative, got {given:g}")
+        if not 0 <= given < torch.inf:
+            raise ValueError(f"temperature must be finite and not negative, got {given:g}")
         return like.new_full((n_samples,), given)
     if tuple(given.shape) != (n_samples,):
         raise ValueError(f"temperature must be a number or have shape {[n_samples]} (S,), got {list(given.shape)}")

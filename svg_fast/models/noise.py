@@ -19,8 +19,8 @@ _SEED_LIMIT = 2**63
 class Noise:
     """Standard normal noise (T - 1, S, B, z_dim), or given latents in its place, of which chunks are asked for.
 
-    The noise of a sample is Philox's, keyed by (seed, number of the sample): it does not depend on how many samples or
-    which clips are asked for at once, and a longer rollout begins with the shorter one's. z_dim is zero for the
+    The noise of a sample, for all B clips, is Philox's, keyed by (seed, number of the sample): it does not depend on S
+    or on what is asked for at once, and a longer rollout begins with the shorter one's. z_dim is zero for the
     deterministic model.
     """
 
@@ -49,7 +49,11 @@ class Noise:
         if seed is not None and not 0 <= seed < _SEED_LIMIT:
             raise ValueError(f"seed must be in [0, 2**63), got {seed}")
         device = self.like.device
-        self.seed = draw_seed(generator, device) if seed is None else torch.tensor((seed, 0), device=device)
+        if seed is None:
+            self.seed = draw_seed(generator, device)
+        else:  # filled there: a tensor made of numbers would be sent, and waited for
+            self.seed = torch.full((2,), seed, dtype=torch.int64, device=device)
+            self.seed[1:].zero_()
 
     def of(self, samples: range, clips: range) -> Tensor:
         """(T - 1, S', B', z_dim) of these samples and clips, in the model's dtype, in memory of its own."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -164,6 +164,8 @@ def future_step(
     key = (model.config, n_samples, batch_statistics, start.prior is None, modes, shapes, where)
     kept = _kept.get(model)
     if kept is None or kept[0] != key:
+        # halves of its own: those of the start serve further samples, after what others may leave in here
+        start = replace(start, halves=[half.clone() for half in start.halves])
         step = FutureStep(model, n_samples, batch_statistics, start)
         kept = _kept[model] = (key, step, Graphed(step, device, "a rollout's future step"))
     return kept[1:]

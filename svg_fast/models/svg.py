@@ -205,12 +205,12 @@ class SVG(nn.Module):
             self.decoder.update_running_statistics(statistics, presented_once(steps, h))
         return joined(frames)
 
-    def time_runs(self, batch: int, border: int, stop: int) -> Iterator[tuple[int, int]]:
+    def time_runs(self, batch: int, border: int, stop: int, rows: int | None = None) -> Iterator[tuple[int, int]]:
         """Cut the steps 0 .. stop - 1 at `border`, and both parts into about equal runs of at most `time_chunk`.
 
         By default a CPU takes as many as keep activations small, and an accelerator all of them in one.
         """
-        images = chunks.images_at_once(self.config, self.frame_predictor.embed.weight)
+        images = rows or chunks.images_at_once(self.config, self.frame_predictor.embed.weight)
         chunk = self.config.time_chunk or (None if images is None else max(images // batch, 1))
         if chunk is None:
             yield 0, stop

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..files import replacing
 from ..models import SVG, SVGConfig
 from ..models.config import from_json
+from ..models.pretrained import skeleton
 from .config import TrainConfig, differences
 
 FORMAT_VERSION = 1
@@ -128,15 +129,21 @@ def load(path: Path) -> Checkpoint:
 
 
 def _unlike(found: Checkpoint) -> str | None:
-    """The first tensor that is missing or of another shape; the model is built without memory, whatever its size."""
-    with torch.device("meta"):
-        model = SVG(found.config)
+    """The first tensor that is missing, of another shape or not a generator's; the model is built without memory."""
+    model = skeleton(SVG, found.config, len(found.tensors))
     wanted = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         shapes = (torch.Size(()), parameter.shape, parameter.shape)
         wanted |= {f"optimizer.{key}.{name}": shape for key, shape in zip(_ADAM_STATE, shapes, strict=True)}
     wanted["generator"] = torch.Generator().get_state().shape
-    return next((n for n, shape in wanted.items() if n not in found.tensors or found.tensors[n].shape != shape), None)
+    for name, shape in wanted.items():
+        if name not in found.tensors or found.tensors[name].shape != shape:
+            return name
+    try:
+        torch.Generator().set_state(found.tensors["generator"])
+    except (RuntimeError, TypeError):
+        return "generator"
+    return None
 
 
 def load_model(path: str | Path) -> SVG:

@@ -106,4 +106,6 @@ def test_a_rollout_does_not_wait(name: str) -> None:
     net.sample(given, 8, 2, eps=eps)
     with no_synchronisation(CUDA):
         video = net.sample(given, 8, 2, eps=eps)
+        seeded = net.sample(given, 8, 2, seed=1)
     assert video.isfinite().all()
+    assert seeded.isfinite().all()
