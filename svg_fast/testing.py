@@ -1,6 +1,7 @@
 """The table of op cases that tests and benchmarks share: one row is one public op in one situation.
 
-T steps, B batch, H hidden units, I inputs, L layers, O outputs, Z latent dimensions; G steps of N images, C channels.
+T steps, B batch, H hidden units, I inputs, L layers, O outputs, Z latent dimensions; G steps of N images, C channels;
+S samples of N planes.
 """
 
 from __future__ import annotations
@@ -159,6 +160,14 @@ def _running(G: int, C: int, repeats: tuple[int, ...], **options: float) -> Call
     }
 
 
+def _frame_scores(S: int, N: int, H: int, W: int) -> Callable[[Draw], dict[str, Any]]:
+    """Pixels mostly in [0, 1]."""
+    return lambda draw: {
+        "prediction": draw(S, N, H, W, mean=0.5, std=0.2),
+        "truth": draw(N, H, W, mean=0.5, std=0.2),
+    }
+
+
 _TBZ = {
     "ordinary": (5, 4, 10),
     "odd sizes": (3, 2, 7),
@@ -268,6 +277,20 @@ CASES = [
         )
         for x in xs
     ),
+    *(
+        Case("frame_scores", situation, _frame_scores(*sizes))
+        for situation, sizes in {
+            "ordinary": (3, 4, 12, 16),
+            "odd sizes": (2, 3, 9, 43),
+            "one window": (2, 3, 7, 7),
+            "one sample": (1, 4, 13, 10),
+            "no samples": (0, 4, 12, 16),
+            "no planes": (3, 0, 12, 16),
+            "tall": (2, 1, 400, 9),
+            "large": (5, 6, 64, 64),
+        }.items()
+    ),
+    *(Case("frame_scores", name, _frame_scores(3, 4, 12, 16), layout) for name, layout in _LAYOUTS.items()),
     Case("update_running_statistics", "ordinary", _running(5, 8, (1, 2, 2, 2, 1))),
     Case("update_running_statistics", "one step", _running(1, 8, (1,))),
     Case("update_running_statistics", "no steps", _running(0, 8, ())),

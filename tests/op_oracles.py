@@ -146,6 +146,22 @@ def frame_conv(x: Tensor, weight: Tensor, bias: Tensor, addend: Tensor, transpos
     return (y + addend.repeat(len(x) // len(addend), 1, 1, 1),)
 
 
+@torch.no_grad()
+def frame_scores(prediction: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
+    """Every window is laid out, and its variances are those of its deviations from its own mean."""
+    x, y = torch.broadcast_tensors(prediction, truth)
+    windows_x, windows_y = (planes.unfold(2, 7, 1).unfold(3, 7, 1).flatten(4) for planes in (x, y))
+    m_x, m_y = windows_x.mean(-1), windows_y.mean(-1)
+    d_x, d_y = windows_x - m_x[..., None], windows_y - m_y[..., None]
+    covariance, variances = (d_x * d_y).sum(-1) / 48, (d_x.square() + d_y.square()).sum(-1) / 48
+    ssims = []
+    for data_range in (1, 2):
+        c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+        luminance = (2 * m_x * m_y + c1) / (m_x.square() + m_y.square() + c1)
+        ssims.append((luminance * (2 * covariance + c2) / (variances + c2)).mean((2, 3)))
+    return F.mse_loss(x, y, reduction="none").mean((2, 3)), *ssims
+
+
 def update_running_statistics(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, repeats: Tensor, momentum: float = 0.1
 ) -> tuple[Tensor, ...]:

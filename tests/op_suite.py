@@ -9,6 +9,7 @@ FILES = [
         *("test_ops.py", "test_op_errors.py", "test_noise.py", "test_moving_mnist_op.py", "test_fuzz.py"),
         *(
             "test_frame_conv.py",
+            "test_frame_scores.py",
             "test_gaussian.py",
             "test_lstm_kernels.py",
             "test_lstm_net.py",

@@ -35,7 +35,8 @@ def test_ops_are_the_declared_ones() -> None:
     names = ("batch_norm_act", "gaussian_kl", "gaussian_rsample", "gaussian_rsample_kl", "lstm_layer", "lstm_step")
     differentiable = [f"{name}_{way}" for name in names for way in ("bwd", "fwd")]
     convolution = [f"frame_conv_{part}" for part in ("bwd", "fwd", "pack")]
-    assert backend.ops() == sorted([*differentiable, *convolution, "lstm_net_step_fwd", "moving_mnist_clips"])
+    without_gradient = ["frame_scores_fwd", "lstm_net_step_fwd", "moving_mnist_clips"]
+    assert backend.ops() == sorted([*differentiable, *convolution, *without_gradient])
 
 
 def test_table_has_every_op_on_cpu_and_cuda() -> None:
@@ -55,7 +56,7 @@ def test_kernels_serve_a_gpu_where_they_could_be_built() -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc: Triton and PyTorch serve")
     assert backend.build_info()["cuda_architectures"], backend.build_info()["left_out"]
-    left_to_pytorch = ("frame_conv", "lstm_step_bwd", "moving_mnist")
+    left_to_pytorch = ("frame_conv", "frame_scores", "lstm_step_bwd", "moving_mnist")
     assert [
         op for op in backend.ops() if backend.served_by(op, "cuda") != "kernel" and not op.startswith(left_to_pytorch)
     ] == []

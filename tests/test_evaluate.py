@@ -12,13 +12,13 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_parity import SMALL, clip, pair
+from test_sampling_options import row_bytes
 from torch import Tensor, nn
 
 from svg_fast import SVG
 from svg_fast.evaluation.bound import bound_terms
 from svg_fast.evaluation.evaluate import Settings, evaluate
 from svg_fast.evaluation.results import Curve
-from svg_fast.models.chunks import activation_bytes
 
 N_PAST, N_FUTURE, CLIPS, SAMPLES = 3, 4, 5, 4
 T = N_PAST + N_FUTURE
@@ -96,7 +96,7 @@ def test_diversity_is_the_mean_over_pairs_of_samples() -> None:
 def test_memory_changes_nothing(statistics: Any) -> None:
     model, clips = model_and_clips()
     settings = replace(SETTINGS, statistics=statistics)
-    limit = 3 * (6 * activation_bytes(model.config, 8) + T * 64**2 * 8)
+    limit = row_bytes(model.config, 3)
     want, got = evaluate(model, clips, settings), evaluate(model, clips, replace(settings, memory_limit=limit))
     for metric, summaries in want.curves.items():
         for summary, curve in summaries.items():

@@ -66,6 +66,10 @@ def flat(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)[:, None, None, None].expand(-1, 1, 64, 64)
 
 
+def halves(above: float, below: float) -> Tensor:
+    return torch.cat((flat(above)[..., :32, :], flat(below)[..., 32:, :]), dim=-2)
+
+
 def frames(situation: str) -> tuple[Tensor, Tensor]:
     """Prediction and truth, (N, C, H, W) in float64."""
     generator = torch.Generator().manual_seed(0)
@@ -88,12 +92,13 @@ def frames(situation: str) -> tuple[Tensor, Tensor]:
         "dim": lambda: (0.3 * smooth + 0.6, smooth),
         "negative": lambda: (1 - smooth, smooth),
         "saturated": lambda: (uniform(3, 1, 64, 64).round(), smooth.round()),
+        "flat halves": lambda: (halves(0.85, 0.15), halves(0.7, 0.3)),
     }[situation]()
 
 
 SITUATIONS = [
     *("unrelated", "colour", "odd sizes", "one window", "128", "constant", "nearly constant", "nearly identical"),
-    *("noisy", "dim", "negative", "saturated"),
+    *("noisy", "dim", "negative", "saturated", "flat halves"),
 ]
 
 
@@ -128,7 +133,7 @@ def test_identical_frames(name: str) -> None:
 
 @pytest.mark.parametrize("planes", [1, 4, 5, 12, 1000])
 def test_scores_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch, planes: int) -> None:
-    """12 planes of truth, worked on so many at once."""
+    """12 planes of truth, of which finn's form is worked out so many at once."""
     monkeypatch.setattr(metrics, "_PIECE_CPU", planes * 20 * 24)
     prediction, truth = torch.rand(3, 2, 2, 3, 20, 24), torch.rand(2, 2, 3, 20, 24)
     scores = frame_scores(prediction, truth, list(ORACLES))
@@ -158,6 +163,21 @@ def test_strides_and_gradients_do_not_matter() -> None:
     for name, score in frame_scores(turned, truth, list(ORACLES)).items():
         assert torch.equal(score, want[name])
         assert not score.requires_grad
+
+
+def test_no_clips() -> None:
+    for prediction, truth in (((2, 0, 3, 1, 16, 16), (0, 3, 1, 16, 16)), ((0, 2, 3, 1, 16, 16), (2, 3, 1, 16, 16))):
+        for score in frame_scores(torch.rand(prediction), torch.rand(truth), list(ORACLES)).values():
+            assert score.shape == prediction[:3]
+
+
+def test_one_of_float64_makes_the_scores_float64() -> None:
+    prediction, truth = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    want = frame_scores(prediction.double(), truth.double(), list(ORACLES))
+    for mixed in ((prediction.double(), truth), (prediction, truth.double())):
+        for name, score in frame_scores(*mixed, list(ORACLES)).items():
+            assert score.dtype == torch.float64
+            assert torch.equal(score, want[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gaussian_kl": select("gaussian_kl", "odd sizes")[0].inputs(),  # T 3, B 2, Z 7
     "gaussian_rsample_kl": select("gaussian_rsample_kl", "odd sizes")[0].inputs(),
     "batch_norm_act": select("batch_norm_act", "odd sizes, contiguous")[0].inputs(),  # G 3, N 2, C 5, 3 x 1
+    "frame_scores": select("frame_scores", "odd sizes")[0].inputs(),  # S 2, N 3, 9 x 43
     "update_running_statistics": select("update_running_statistics", "ordinary")[0].inputs(),  # G 5, C 8
 }
 
@@ -116,6 +117,13 @@ WRONG: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
         ({"steps": 0}, ValueError, "dimension 0 of x must be a multiple of steps, got 6 images for 0 steps"),
         ({"negative_slope": -0.2}, ValueError, "negative_slope must not be negative, got -0.2"),
         ({"x": zeros(3, 5, 1, 1)}, ValueError, "more than one value per channel, got one image of 1 x 1"),
+    ],
+    "frame_scores": [
+        ({"prediction": zeros(2, 3, 9, 43, dtype=INT)}, TypeError, "prediction must be a floating-point tensor"),
+        ({"prediction": zeros(3, 9, 43)}, ValueError, "prediction must have 4 dimensions (S, N, H, W), got shape ["),
+        ({"truth": zeros(2, 9, 43)}, ValueError, "truth must have shape [3, 9, 43], got [2, 9, 43]"),
+        ({"truth": zeros(3, 9, 43, dtype=INT)}, TypeError, "truth must be a floating-point tensor, got torch.int64"),
+        ({"truth": zeros(3, 9, 43, device="meta")}, ValueError, "truth must be on cpu like the first argument, got"),
     ],
     "update_running_statistics": [
         ({"mean": zeros(5, 8, dtype=INT)}, TypeError, "mean must be a floating-point tensor"),

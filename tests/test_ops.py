@@ -20,7 +20,7 @@ FLOAT32_WINOGRAD = 3e-6  # as in test_frame_conv.py
 BFLOAT16_ULP = 2.0**-7
 
 # frame_conv leaves other precisions than float32, and autocast, to stock torch: see test_frame_conv.py
-NO_GRADIENT = ("lstm_net_step", "update_running_statistics")
+NO_GRADIENT = ("frame_scores", "lstm_net_step", "update_running_statistics")
 DIFFERENTIABLE = [case for case in CASES if case.op not in ("frame_conv", *NO_GRADIENT)]
 SMALL = [case for case in DIFFERENTIABLE if case.situation.startswith(("odd sizes", "one number", "seed"))]
 ORDINARY = [case for case in CASES if case.situation in ("ordinary", "ordinary, channels_last")]
@@ -242,7 +242,7 @@ def test_opcheck(case: Case, dtype: torch.dtype) -> None:
 
 def test_opcheck_covers_every_declared_op() -> None:
     checked = {f"{case.op}_{way}" for case in OPCHECKED for way in ("fwd", "bwd")}
-    in_files_of_their_own = ("frame_conv", "lstm_net_step", "moving_mnist")
+    in_files_of_their_own = ("frame_conv", "frame_scores", "lstm_net_step", "moving_mnist")
     elsewhere = {op for op in backend.ops() if op.startswith(in_files_of_their_own)}
     assert set(backend.ops()) == checked | elsewhere
 

@@ -19,8 +19,9 @@ from svg_fast.testing import CASES, Case, select
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 CUDA = torch.device("cuda")
-# Convolutions are cuDNN's there, clips are made on the CPU, nothing differentiates a rollout's step.
-LEFT_TO_PYTORCH = ["frame_conv", "moving_mnist", "lstm_step_bwd"]
+# Convolutions are cuDNN's there, clips are made on the CPU, nothing differentiates a rollout's step, and frames are
+# scored by PyTorch's operations.
+LEFT_TO_PYTORCH = ["frame_conv", "frame_scores", "moving_mnist", "lstm_step_bwd"]
 if not backend.build_info().get("cuda_architectures"):
     LEFT_TO_PYTORCH.append("lstm_net_step")  # without nvcc
 SERVED = [op for op in backend.ops() if not op.startswith(tuple(LEFT_TO_PYTORCH))]
