@@ -1,9 +1,9 @@
 """Stochastic Video Generation (Denton & Fergus 2018), fast and exact."""
 
-from . import backend, kernels, nn, ops
+from . import backend, compat, kernels, nn, ops
 from .models import SVG, SVGConfig, SVGOutput, preset
 
 __version__ = "0.1.0"
-__all__ = ["SVG", "SVGConfig", "SVGOutput", "backend", "nn", "ops", "preset"]
+__all__ = ["SVG", "SVGConfig", "SVGOutput", "backend", "compat", "nn", "ops", "preset"]
 
 kernels.load()
