@@ -70,7 +70,7 @@ def test_evaluate_and_report(runs: dict[str, Path], tmp_path: Path) -> None:
     found = {name: load_json(out / f"{name}.json") for name in ("svg-lp", "deterministic")}
     assert [e.protocol["n_samples"] for e in found.values()] == [3, 1]
     assert all(set(e.curves) == {"psnr", "ssim", "ssim_finn"} and e.bound is not None for e in found.values())
-    assert found["svg-lp"].protocol["command"].startswith("svg-fast ")
+    assert found["svg-lp"].protocol["command"].startswith("svg-fast")
     with (out / "svg-lp.csv").open() as file:
         assert len(list(csv.reader(file))) == 1 + 3 * 3 * 4
     page = (out / "report.html").read_text()

@@ -185,6 +185,17 @@ def test_infer_is_what_the_loop_infers(statistics: Any) -> None:
         model.infer(frames[:, :1])
 
 
+def test_infer_takes_bytes() -> None:
+    model, _ = pair(SMALL)
+    levels = torch.randint(256, (BATCH, T, 1, 64, 64), dtype=torch.uint8)
+    for got, want in zip(model.infer(levels), model.infer(levels.double() / 255), strict=True):
+        assert got is not None
+        assert want is not None
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    with pytest.raises(ValueError, match="frames must have 5 dimensions"):
+        model.infer(levels[0])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -36,9 +36,9 @@ def infer(model: SVG, frames: Tensor, *, statistics: Statistics | None = None) -
     """
     if frames.dim() == 5 and frames.shape[1] < 2:
         raise ValueError(f"frames must be at least two of each clip, got {frames.shape[1]}")
-    model.prepare_frames(frames[:, :1])
-    batch_statistics = uses_batch(model.config, statistics, len(frames))
-    features, _ = _encode(model, frames, model.encoder.weights(batch_statistics), batch_statistics)
+    x = frames if frames.dim() == 5 and frames.dtype == torch.uint8 else model.prepare_frames(frames)
+    batch_statistics = uses_batch(model.config, statistics, len(x))
+    features, _ = _encode(model, x, model.encoder.weights(batch_statistics), batch_statistics)
     variant = model.config.variant
     return Inferred(
         model.posterior(features[1:]) if variant != "det" else None,
@@ -49,12 +49,15 @@ def infer(model: SVG, frames: Tensor, *, statistics: Statistics | None = None) -
 def _encode(
     model: SVG, x: Tensor, weights: Weights, batch_statistics: bool, n_skips: int = 0, rows: int | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Frames (B, T, C, H, W), as `prepare_frames` takes them, a run of time steps at once -> features (T, B, g_dim),
-    and the skips (B, ...) of frame n_skips - 1."""
+    """Frames (B, T, C, H, W), uint8 or prepared, a run of time steps at once -> features (T, B, g_dim), and the skips
+    (B, ...) of frame n_skips - 1."""
     batch, n_frames = x.shape[:2]
     features, skips = [], list[Tensor]()
     for first, last in model.time_runs(batch, n_skips, n_frames, rows):
-        images = channels_last(model.prepare_frames(x[:, first:last]).transpose(0, 1).flatten(0, 1))
+        run = x[:, first:last]
+        if run.dtype == torch.uint8:  # not all at once: as floats they are four times as large
+            run = model.prepare_frames(run)
+        images = channels_last(run.transpose(0, 1).flatten(0, 1))
         wanted = (n_skips - first) * batch if first < n_skips <= last else 0
         h, found, _ = model.encoder.encode(images, weights, last - first, batch_statistics, wanted)
         features.append(h.unflatten(0, (-1, batch)))
