@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from svg_fast import SVG
 from svg_fast.evaluation.bound import bound_terms
-from svg_fast.evaluation.evaluate import Settings, evaluate
+from svg_fast.evaluation.evaluate import Settings, _groups, evaluate
 from svg_fast.evaluation.results import Curve
 
 N_PAST, N_FUTURE, CLIPS, SAMPLES = 3, 4, 5, 4
@@ -172,6 +172,15 @@ def test_networks_see_every_sample_and_the_first_of_each_clip() -> None:
     assert found.scalars["fvd"] == pytest.approx(0, abs=1e-12)  # of the first frame, which is given
     with pytest.raises(ValueError, match="FVD needs clips of at least 9 frames, got 7"):
         evaluate(model, clips[:, :T], SETTINGS, i3d=network)
+
+
+@pytest.mark.parametrize(("n_clips", "batch_size"), [(7, 3), (256, 100), (5, 8), (6, 3), (9, 2)])
+def test_groups_hold_every_clip_once_and_are_of_one_size(n_clips: int, batch_size: int) -> None:
+    groups = [*_groups(n_clips, batch_size)]
+    assert [clip for group in groups for clip in group] == list(range(n_clips))
+    assert max(map(len, groups)) <= batch_size
+    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+    assert len(groups) == math.ceil(n_clips / batch_size)
 
 
 def test_progress_counts_every_rollout() -> None:

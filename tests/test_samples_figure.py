@@ -18,6 +18,7 @@ from svg_fast import SVG, SVGConfig
 from svg_fast.evaluation.samples import samples_figure
 from svg_fast.evaluation.strips import GENERATED, GIVEN
 from svg_fast.models import generation
+from svg_fast.models.generation import SampleOptions
 
 Pixels = npt.NDArray[np.uint8]
 CONFIG = SVGConfig(nf=4, g_dim=6, z_dim=3, rnn_size=8, n_past=2, n_future=2)
@@ -138,6 +139,24 @@ def test_many_samples_are_drawn_in_chunks(tmp_path: Path, monkeypatch: pytest.Mo
     best = samples[errors.argmin(dim=0), torch.arange(CLIPS)]
     for name, frames_of in (*zip(RANDOM, samples, strict=False), (f"best of {SAMPLES}", best)):
         assert np.abs(rows[name].astype(int) - uint8(frames_of)).max() <= 1  # a level, where chunks round otherwise
+
+
+def test_options_of_sampling_hold_for_the_model_and_the_baseline(tmp_path: Path) -> None:
+    model, baseline, frames = make_model(), make_model(variant="det"), clips()
+    for net in (model, baseline):
+        for name, buffer in net.named_buffers():
+            if name.endswith("running_var"):
+                buffer.mul_(0.1)  # so that it matters which statistics are taken
+    sampling: SampleOptions = {"statistics": "running", "temperature": 0.5}
+    samples_figure(
+        tmp_path / "s.png", model, frames, 2, seed=3, baseline=baseline, n_random=2, n_past=3, sampling=sampling
+    )
+    rows, given, n_future = read(tmp_path / "s.npz"), frames[:, :3], FRAMES - 3
+    samples = model.sample(given, n_future, 2, seed=3, statistics="running", temperature=0.5)
+    for k in range(2):
+        np.testing.assert_array_equal(rows[f"random {k + 1}"], uint8(samples[k]))
+    predicted = baseline.sample(given, n_future, statistics="running")[0]
+    np.testing.assert_array_equal(rows["deterministic"], uint8(predicted))
 
 
 def test_columns_by_default(tmp_path: Path) -> None:

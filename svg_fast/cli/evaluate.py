@@ -68,7 +68,7 @@ def evaluate_command(
     settings = Settings(metrics=tuple(name for name in metrics.replace(" ", "").split(",") if name), **options)
     where = chosen_device(device, threads)
     sources = [load_source(path) for path in checkpoints]
-    titles = _titles([source.model.config.title for source in sources], checkpoints, names)
+    titles = _titles([source.model.config.title for source in sources], names)
     lpips = None if lpips_weights is None else LPIPS.load(*lpips_weights).to(where)
     i3d = None if fvd_weights is None else I3D.load(fvd_weights).to(where)
     out.mkdir(parents=True, exist_ok=True)
@@ -87,9 +87,19 @@ def evaluate_command(
         evaluations.append(found)
         if n_pictures:
             picture = out / f"{_file_name(title)}-samples.png"
-            shown = clips[: max(n_pictures, 2)].to(where)  # one clip has no batch statistics
             samples_figure(
-                picture, model, shown, settings.n_samples, seed=settings.seed, best_by=_picture_metric(settings.metrics)
+                picture,
+                model,
+                clips[: max(n_pictures, 2)].to(where),  # one clip has no batch statistics
+                settings.n_samples,
+                seed=settings.seed,
+                best_by="ssim" if "ssim" in settings.metrics else "psnr",
+                n_past=n_past,
+                sampling={
+                    "statistics": settings.statistics,
+                    "temperature": settings.temperature,
+                    "memory_limit": settings.memory_limit,
+                },
             )
             pictures[f"{title}: test clips, the best of their samples and random ones"] = picture
             pictures[f"{title}: the same, as they play"] = picture.with_suffix(".gif")
@@ -104,7 +114,7 @@ def report_command(results: Sequence[Path], out: Path) -> None:
     from ..evaluation.results import load_json
 
     evaluations = [load_json(path) for path in results]
-    _titles([evaluation.name for evaluation in evaluations], results, ())
+    _titles([evaluation.name for evaluation in evaluations], ())
     out.mkdir(parents=True, exist_ok=True)
     _conclude(evaluations, {}, out)
 
@@ -123,10 +133,10 @@ def _conclude(evaluations: Sequence[Evaluation], pictures: dict[str, Path], out:
     click.echo(out / "report.html")
 
 
-def _titles(kinds: Sequence[str], paths: Sequence[Path], given: Sequence[str]) -> list[str]:
+def _titles(kinds: Sequence[str], given: Sequence[str]) -> list[str]:
     """A name for each model: those given, or their kinds where these tell them apart; ValueError where names do not."""
-    if given and len(given) != len(paths):
-        raise ValueError(f"--name must be given once for each of the {len(paths)} models, got {len(given)}")
+    if given and len(given) != len(kinds):
+        raise ValueError(f"--name must be given once for each of the {len(kinds)} models, got {len(given)}")
     titles = list(given or kinds)
     if len({_file_name(title) for title in titles}) < len(titles):
         raise ValueError(f"models must have names of their own (--name for each), got {', '.join(titles)}")
@@ -135,10 +145,6 @@ def _titles(kinds: Sequence[str], paths: Sequence[Path], given: Sequence[str]) -
 
 def _file_name(title: str) -> str:
     return re.sub(r"[^\w.-]+", "-", title).strip("-.").lower() or "model"
-
-
-def _picture_metric(metrics: Sequence[str]) -> Any:
-    return "ssim" if "ssim" in metrics else "psnr"
 
 
 def _with_origin(found: Evaluation, training: Any, clips_file: Path | None) -> dict[str, Any]:

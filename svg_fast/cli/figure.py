@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..data.velocity import MOTIONS, Motion
+from ..models.config import Statistics
 from .options import PATH, Command, chosen_device, data_options, device_options
 
 STATISTICS = click.option(
@@ -86,6 +87,7 @@ def prior_command(checkpoint: Path, out: Path, motion: Motion | None, **options:
 @click.option("--n-clips", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--n-eval", type=click.IntRange(min=2), default=30, show_default=True, help="Frames of a clip.")
 @click.option("--best-by", type=click.Choice(["ssim", "psnr"]), default="ssim", show_default=True)
+@STATISTICS
 @SEED
 @data_options
 @device_options
@@ -97,6 +99,7 @@ def samples_command(
     n_clips: int,
     n_eval: int,
     best_by: Any,
+    statistics: Statistics | None,
     seed: int,
     data_root: Path | None,
     clips_file: Path | None,
@@ -111,7 +114,16 @@ def samples_command(
     source, where = load_source(checkpoint), chosen_device(device, threads)
     other = None if baseline is None else load_source(baseline).model.to(where)
     clips = clips_for(source, n_clips, n_eval, data_root, clips_file).to(where)
-    samples_figure(out, source.model.to(where), clips, n_samples, seed=seed, baseline=other, best_by=best_by)
+    samples_figure(
+        out,
+        source.model.to(where),
+        clips,
+        n_samples,
+        seed=seed,
+        baseline=other,
+        best_by=best_by,
+        sampling={"statistics": statistics},
+    )
     click.echo(out)
 
 

@@ -25,7 +25,7 @@ _SHOWN_CLIPS, _SHOWN_SAMPLES = 4, 8  # of the pictures
 @click.option("--n-past", type=click.IntRange(min=1), help="Given frames [default: the model's].")
 @click.option("--n-future", type=click.IntRange(min=1), default=25, show_default=True, help="Frames to generate.")
 @click.option("--latents", type=click.Choice(["prior", "posterior"]), default="prior", show_default=True)
-@click.option("--branch-at", type=click.IntRange(min=2), help="First frame, counted from 1, that samples do not share.")
+@click.option("--branch-at", type=click.IntRange(min=1), help="First frame, counted from 0, that samples do not share.")
 @sampling_options
 @data_options
 @device_options
@@ -36,7 +36,6 @@ def sample_command(
     n_clips: int,
     n_past: int | None,
     n_future: int,
-    branch_at: int | None,
     data_root: Path | None,
     clips_file: Path | None,
     device: str | None,
@@ -56,7 +55,7 @@ def sample_command(
     n_past = n_past or source.model.config.n_past
     where = chosen_device(device, threads)
     clips = clips_for(source, n_clips, n_past + n_future, data_root, clips_file).to(where)
-    sampling = SampleOptions(branch_at=None if branch_at is None else branch_at - 1, **options)  # type: ignore[typeddict-item]
+    sampling = SampleOptions(**options)  # type: ignore[typeddict-item]
     given = clips if options["latents"] == "posterior" else clips[:, :n_past]
     shape = (n_samples, len(clips), n_past + n_future, *clips.shape[3:], clips.shape[2])
     shown = torch.zeros(min(n_samples, _SHOWN_SAMPLES), min(len(clips), _SHOWN_CLIPS), *clips.shape[1:])

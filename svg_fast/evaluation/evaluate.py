@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..models import SVG
-from ..models.chunks import ranges
 from ..models.config import Statistics
 from ..models.generation import Chunk
 from .bound import bound_terms, make_bound
@@ -171,8 +170,10 @@ class _Tally:
 
 
 def _groups(n_clips: int, batch_size: int) -> Iterator[range]:
-    """As few groups as may be, of about the same size: a last one of a single clip would have no batch statistics."""
-    return ranges(n_clips, -(-n_clips // -(-n_clips // batch_size)))
+    """As few groups as may be, of the same size but for one clip: a single clip would have no batch statistics."""
+    count = -(-n_clips // batch_size)
+    edges = [-(-n_clips * k // count) for k in range(count + 1)]
+    return map(range, edges, edges[1:])
 
 
 class _Spread:

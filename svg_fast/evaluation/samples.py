@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..files import replacing
 from ..models import SVG
+from ..models.generation import SampleOptions
 from .figures import png_path
 from .metrics import psnr, ssim
 from .strips import Row, draw_grid, draw_strip, sample_rows, to_cells, to_uint8, write_gif
@@ -33,6 +34,8 @@ def samples_figure(
     best_by: Literal["ssim", "psnr"] = "ssim",
     n_random: int = 3,
     times: Sequence[int] | None = None,
+    n_past: int | None = None,
+    sampling: SampleOptions | None = None,
 ) -> None:
     """Rows of frames for test clips: the truth, the deterministic baseline, the best sample, some random samples.
 
@@ -43,7 +46,8 @@ def samples_figure(
     frames (B, T, C, H, W), float in [0, 1] or uint8, T > n_past. n_samples: futures drawn for each clip, of which the
     one with the best mean SSIM or PSNR over the predicted frames is shown. baseline: a deterministic model of the same
     data. times: the columns, frames counted from 1; None is the first and the last given frame, then predicted ones
-    evenly to the end. The noise depends on `seed` alone.
+    evenly to the end. n_past: given frames, by default the configuration's. sampling: options of `SVG.sample`, for the
+    baseline too. The noise depends on `seed` alone.
 
     Raises ValueError where path does not end in .png, for a baseline with latents, times outside the clip, and for
     frames that do not fit; OSError leaves an older picture as it is.
@@ -54,22 +58,23 @@ def samples_figure(
     if best_by not in _SCORES:
         raise ValueError(f"best_by must be ssim or psnr, got {best_by!r}")
     n_frames = frames.shape[1]
-    columns = _default_times(model.config.n_past, n_frames) if times is None else list(times)
+    n_past = n_past or model.config.n_past
+    columns = _default_times(n_past, n_frames) if times is None else list(times)
     if not columns or not all(1 <= t <= n_frames for t in columns):
         raise ValueError(f"times must be one or more of the frames 1 to {n_frames}, got {columns}")
     truth = model.prepare_frames(frames)
     rows = [Row("truth", truth, n_frames)]
     score = _SCORES[best_by]
     if baseline is not None:
-        (predicted,) = sample_rows(baseline, truth, 1, 0, score, seed)
+        (predicted,) = sample_rows(baseline, truth, n_past, 1, 0, score, seed, sampling)
         rows.append(predicted._replace(label="deterministic"))
-    rows += sample_rows(model, truth, n_samples, n_random, score, seed)
+    rows += sample_rows(model, truth, n_past, n_samples, n_random, score, seed, sampling)
     levels: dict[str, Any] = {row.label: to_uint8(row.frames) for row in rows}
     with replacing(path.with_suffix(".npz")) as part:
         np.savez_compressed(part, **levels)
     with replacing(path) as part:
         draw_strip(rows, [t - 1 for t in columns]).save(part)
-    write_gif(path.with_suffix(".gif"), list(_moments(rows, model.config.n_past)))
+    write_gif(path.with_suffix(".gif"), list(_moments(rows, n_past)))
 
 
 def _moments(rows: Sequence[Row], n_past: int) -> Iterator[Image.Image]:

@@ -20,7 +20,6 @@ from ..training.data import moving_mnist
 class Source:
     """A model and the settings of its training, as far as the file tells them."""
 
-    path: Path
     model: SVG
     training: TrainConfig
 
@@ -32,11 +31,11 @@ def load_source(path: str | Path) -> Source:
     """
     path = Path(path)
     if path.is_dir():
-        return Source(path, SVG.from_pretrained(path), TrainConfig())
+        return Source(SVG.from_pretrained(path), TrainConfig())
     if path.suffix == ".safetensors":
         run = checkpoint.load(path)
-        return Source(path, run.model(), run.training)
-    return Source(path, load_published(path), _published_training(read_options(path)))
+        return Source(run.model(), run.training)
+    return Source(load_published(path), _published_training(read_options(path)))
 
 
 def _published_training(options: dict[str, Any]) -> TrainConfig:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..files import replacing
 from ..models import SVG
+from ..models.generation import SampleOptions
 from .metrics import psnr
 
 GIVEN, GENERATED = (0, 150, 60), (200, 40, 40)
@@ -69,28 +70,38 @@ def write_rows(path: Path, rows: Sequence[Row]) -> tuple[Path, Path]:
 @torch.no_grad()
 def make_rows(model: SVG, frames: Tensor, n_samples: int, seed: int) -> list[Row]:
     """The rows of a strip; the noise depends on `seed` alone."""
-    truth = model.prepare_frames(frames)
-    rows = [Row("truth", truth, frames.shape[1]), *sample_rows(model, truth, n_samples, _RANDOM_ROWS, psnr, seed)]
-    return (
-        rows
-        if model.config.variant == "det"
-        else [*rows, Row("posterior", reconstruct(model, truth), model.config.n_past)]
-    )
+    truth, n_past = model.prepare_frames(frames), model.config.n_past
+    rows = [
+        Row("truth", truth, frames.shape[1]),
+        *sample_rows(model, truth, n_past, n_samples, _RANDOM_ROWS, psnr, seed),
+    ]
+    return rows if model.config.variant == "det" else [*rows, Row("posterior", reconstruct(model, truth), n_past)]
 
 
 @torch.no_grad()
-def sample_rows(model: SVG, truth: Tensor, n_samples: int, n_random: int, score: Score, seed: int) -> list[Row]:
+def sample_rows(
+    model: SVG,
+    truth: Tensor,
+    n_past: int,
+    n_samples: int,
+    n_random: int,
+    score: Score,
+    seed: int,
+    sampling: SampleOptions | None = None,
+) -> list[Row]:
     """Each clip's best sample and the first n_random of all; of the deterministic baseline its one prediction.
 
     truth (B, T, C, H, W) in [0, 1]; the first n_past frames are given. score: frames (S, B, F, C, H, W) and the true
-    ones (B, F, C, H, W) -> (S, B, F); best is the greatest mean over the F = T - n_past predicted frames.
+    ones (B, F, C, H, W) -> (S, B, F); best is the greatest mean over the F = T - n_past predicted frames. sampling:
+    further options of `SVG.sample`.
     """
-    n_past, (batch, n_frames) = model.config.n_past, truth.shape[:2]
+    batch, n_frames = truth.shape[:2]
+    given, options = truth[:, :n_past], SampleOptions(**(sampling or {}), seed=seed)
     if model.config.variant == "det":
-        return [Row("predicted", model.sample(truth[:, :n_past], n_frames - n_past)[0], n_past)]
+        return [Row("predicted", model.sample(given, n_frames - n_past, **options)[0], n_past)]
     best, quality = torch.empty_like(truth), truth.new_full((batch,), -torch.inf)
     first = truth.new_empty((min(n_random, n_samples), *truth.shape))
-    for samples, clips, video, _ in model.sample_chunks(truth[:, :n_past], n_frames - n_past, n_samples, seed=seed):
+    for samples, clips, video, _ in model.sample_chunks(given, n_frames - n_past, n_samples, **options):
         here = slice(clips.start, clips.stop)
         found = score(video[:, :, n_past:], truth[here, n_past:]).mean(dim=2).max(dim=0)
         better = ~(found.values <= quality[here])
