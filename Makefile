@@ -14,7 +14,7 @@ build: .venv/built
 .venv/built: pyproject.toml Makefile $(COMPILED)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "setuptools>=77" wheel cmake ninja pybind11
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,data,dev]"
 	touch $@
 
 train: build

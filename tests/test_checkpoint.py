@@ -22,7 +22,7 @@ def saved(tmp_path: Path) -> Path:
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.rand(2, 4, 1, 64, 64)).loss.backward()
     optimizer.step()
-    return checkpoint.save(tmp_path, 7, model, optimizer, torch.Generator(), TRAINING, digits=5)
+    return checkpoint.save(tmp_path, 7, model, optimizer, torch.Generator(), TRAINING, origin=5)
 
 
 def rewrite(path: Path, **header: object) -> None:
@@ -35,12 +35,12 @@ def rewrite(path: Path, **header: object) -> None:
 
 def test_round_trip(saved: Path) -> None:
     loaded = checkpoint.load(saved)
-    assert (loaded.step, loaded.config, loaded.training, loaded.digits) == (7, CONFIG, TRAINING, 5)
+    assert (loaded.step, loaded.config, loaded.training, loaded.origin) == (7, CONFIG, TRAINING, 5)
     model = SVG(CONFIG)
     optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr)
     generator = torch.Generator()
     assert loaded.into(model, optimizer, generator) == 7
-    again = checkpoint.save(saved.parent, 8, model, optimizer, generator, TRAINING, digits=5)
+    again = checkpoint.save(saved.parent, 8, model, optimizer, generator, TRAINING, origin=5)
     tensors = checkpoint.load(again).tensors
     assert tensors.keys() == loaded.tensors.keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in loaded.tensors.items())
@@ -66,9 +66,15 @@ def test_not_a_checkpoint(saved: Path) -> None:
 
 
 def test_from_a_newer_version(saved: Path) -> None:
-    rewrite(saved, version=2)
-    with pytest.raises(CheckpointError, match="has checkpoint format 2, this svg_fast reads up to 1: upgrade it"):
+    rewrite(saved, version=3)
+    with pytest.raises(CheckpointError, match="has checkpoint format 3, this svg_fast reads up to 2: upgrade it"):
         checkpoint.load(saved)
+
+
+def test_from_an_older_version(saved: Path) -> None:
+    """Which trained on digits alone."""
+    rewrite(saved, version=1, digits=6)
+    assert checkpoint.load(saved).origin == 6
 
 
 @pytest.mark.parametrize(
@@ -124,9 +130,9 @@ def test_a_generator_that_is_none(saved: Path, change: Callable[[torch.Tensor], 
 
 def test_of_another_configuration(saved: Path) -> None:
     loaded = checkpoint.load(saved)
-    checkpoint.check_same(loaded, CONFIG, replace(TRAINING, niter=99, checkpoint_every=1), digits=5)
-    checkpoint.check_same(loaded, replace(CONFIG, time_chunk=1, recompute=True), TRAINING, digits=5)
+    checkpoint.check_same(loaded, CONFIG, replace(TRAINING, niter=99, checkpoint_every=1), origin=5)
+    checkpoint.check_same(loaded, replace(CONFIG, time_chunk=1, recompute=True), TRAINING, origin=5)
     with pytest.raises(
-        CheckpointError, match=r"another configuration \(z_dim: 2, not 3; the digits: another data_root\)"
+        CheckpointError, match=r"another configuration \(z_dim: 2, not 3; the data: another data_root\)"
     ):
-        checkpoint.check_same(loaded, replace(CONFIG, z_dim=3), TRAINING, digits=6)
+        checkpoint.check_same(loaded, replace(CONFIG, z_dim=3), TRAINING, origin=6)

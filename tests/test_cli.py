@@ -27,7 +27,7 @@ def svg_fast(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["train", "smmnist-lp", "--motion", "circular"], "'circular' is not one of"),
         (["train", "smmnist-lp", "--n-past", "1"], "n_past = 1 leaves the published skip without a frame"),
         (["train", "smmnist-lp", "--data-root", "/nowhere"], "no MNIST train images in /nowhere"),
-        (["train", "kth-fp"], "this version trains on smmnist, got a preset of kth"),
+        (["train", "kth-fp"], "kth needs --data-root, a folder that `svg-fast data convert kth` made"),
         (["train", "smmnist-lp", "--device", "nowhere"], "device must be one that torch can use here, got 'nowhere'"),
         (["train", "smmnist-lp", "--precision", "half"], "'half' is not one of"),
         (["train", "smmnist-lp", "--precision", "bf16", "--device", "cpu"], "precision bf16 needs a GPU"),

@@ -163,7 +163,7 @@ def test_convert_a_training_checkpoint(tmp_path: Path) -> None:
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.rand(2, 4, 1, 64, 64)).loss.backward()
     optimizer.step()
-    run = checkpoint.save(tmp_path, 3, model, optimizer, torch.Generator(), TRAINING, digits=5)
+    run = checkpoint.save(tmp_path, 3, model, optimizer, torch.Generator(), TRAINING, origin=5)
     convert(run, tmp_path / "model.pth")
     assert same(load_published(tmp_path / "model.pth"), model)
     options = read_options(tmp_path / "model.pth")

@@ -62,7 +62,7 @@ def test_a_plain_loop_reaches_the_same_parameters(undisturbed: Path) -> None:
     model = SVG(CONFIG)
     optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr, fused=True)
     generator = torch.Generator().manual_seed(TRAINING.seed)
-    data, _, _ = make_data(CONFIG, TRAINING)
+    data, _ = make_data(CONFIG, TRAINING)
     for step in range(STEPS):
         frames = torch.stack([data[step * TRAINING.batch_size + k] for k in range(TRAINING.batch_size)])
         optimizer.zero_grad()
@@ -266,7 +266,7 @@ def test_settings_of_the_paper() -> None:
     paper = training_preset("smmnist-lp")
     assert (paper.lr, paper.batch_size, paper.epoch_size, paper.niter) == (2e-3, 100, 600, 300)
     assert training_preset("kth-fp").lr == 8e-4
-    with pytest.raises(ValueError, match="this version trains on smmnist, got a preset of kth"):
+    with pytest.raises(ValueError, match="kth needs --data-root, a folder that `svg-fast data convert kth` made"):
         train(CONFIG, training_preset("kth-fp"), Path("unused"))
 
 
@@ -278,6 +278,7 @@ def test_settings_of_the_paper() -> None:
         ({"motion": "circular"}, "motion must be one of uniform, nonuniform, deterministic, got 'circular'"),
         ({"precision": "fp16"}, "precision must be one of float32, bf16, got 'fp16'"),
         ({"download": True}, "download needs a data_root"),
+        ({"download": True, "data_root": Path("x"), "dataset": "kth"}, "download fetches MNIST, got the data set kth"),
         ({"checkpoint_every": -1}, "checkpoint_every must not be negative, got -1"),
         ({"seed": 2**63}, "seed must be below 2\\*\\*63 - 1, got 9223372036854775808"),
     ],

@@ -1,4 +1,4 @@
-"""The command line: svg-fast train, sample, evaluate, report, figure, convert, bench; also `python -m svg_fast`."""
+"""The command line: svg-fast train, sample, evaluate, report, figure, convert, data, bench; or `python -m svg_fast`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import click
 from .. import __version__
 from ..training import NonFiniteLoss
 from .bench import bench_group
+from .data import data_group
 from .evaluate import evaluate_command, report_command
 from .figure import figure_group
+from .inspect import inspect_command
 from .sample import convert_command, sample_command
 from .train import train_command
 
@@ -33,9 +35,11 @@ for command in (
     report_command,
     figure_group,
     convert_command,
+    data_group,
     bench_group,
 ):
     cli.add_command(command)
+data_group.add_command(inspect_command)
 
 
 def run() -> None:

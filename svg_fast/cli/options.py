@@ -87,7 +87,7 @@ device_options = _together(
     click.option("--threads", type=click.IntRange(min=0), default=0, help="Of the CPU; 0 leaves torch's choice."),
 )
 data_options = _together(
-    click.option("--data-root", type=PATH, help="Folder with MNIST's files [default: that of the training run]."),
+    click.option("--data-root", type=PATH, help="Folder of the data [default: that of the training run]."),
     click.option("--clips", "clips_file", type=PATH, help="Test clips: .npy of uint8 (N, T, H, W, C) or (N, T, H, W)."),
 )
 sampling_options = _together(

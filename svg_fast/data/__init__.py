@@ -2,6 +2,22 @@
 
 from .digits import download_mnist, load_digits
 from .moving_mnist import Clips, MovingMNIST
+from .published import BAIR, KTH
+from .shards import Shards
+from .stream import SharedBatches
 from .velocity import velocity_probabilities
+from .video_shards import VideoClips, VideoShards
 
-__all__ = ["Clips", "MovingMNIST", "download_mnist", "load_digits", "velocity_probabilities"]
+__all__ = [
+    "BAIR",
+    "KTH",
+    "Clips",
+    "MovingMNIST",
+    "Shards",
+    "SharedBatches",
+    "VideoClips",
+    "VideoShards",
+    "download_mnist",
+    "load_digits",
+    "velocity_probabilities",
+]

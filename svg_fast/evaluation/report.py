@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import string
@@ -10,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
 from ..files import replacing
 from .curves import colour, draw_bound, draw_curves, shared_metrics
+from .pages import Picture, in_words, picture, render
 from .results import LOWER_IS_BETTER, SUMMARIES, Evaluation, label
 
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
 _DPI = 160
 _MINUS, _DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
@@ -35,16 +32,6 @@ class Group(NamedTuple):
 
     title: str
     rows: list[tuple[str, list[tuple[str, str]], set[int]]]
-
-
-class Picture(NamedTuple):
-    """A picture as a data: URI, its size in pixels, its caption and, for who cannot see it, what is on it."""
-
-    uri: str
-    width: int
-    height: int
-    caption: str
-    alt: str
 
 
 class Protocol(NamedTuple):
@@ -70,25 +57,19 @@ def write_report(
     OSError where one cannot be read; ImportError without matplotlib.
     """
     metrics = shared_metrics(evaluations)
-    page = _render(
-        title=title,
-        models=[(e, colour(k)) for k, e in enumerate(evaluations)],
-        groups=_results(evaluations),
-        plots=[[_curve_plot(evaluations, metric) for metric in metrics], _bound_plots(evaluations)],
-        pictures=[_load_picture(caption, Path(file)) for caption, file in pictures.items()],
-        protocols=_protocols(evaluations),
-        at_most=any(c.average_interval is None for e in evaluations for of in e.curves.values() for c in of.values()),
-    )
+    curves = [curve for e in evaluations for summaries in e.curves.values() for curve in summaries.values()]
+    content = {
+        "title": title,
+        "models": [(e, colour(k)) for k, e in enumerate(evaluations)],
+        "groups": _results(evaluations),
+        "plots": [[_curve_plot(evaluations, metric) for metric in metrics], _bound_plots(evaluations)],
+        "pictures": [_load_picture(caption, Path(file)) for caption, file in pictures.items()],
+        "protocols": _protocols(evaluations),
+        "at_most": any(curve.average_interval is None for curve in curves),
+    }
+    page = render("report.html.j2", content, {"label": label, "number": _number, "measured": _measured})
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8")
-
-
-def _render(**content: Any) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"label": label, "number": _number, "measured": _measured}
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(content)
 
 
 def _results(evaluations: Sequence[Evaluation]) -> list[Group]:
@@ -174,11 +155,11 @@ def _picture(data: bytes, caption: str, alt: str) -> Picture:
 
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "GIF")) as image:
-            kind, (width, height), n_frames = str(image.format).lower(), image.size, getattr(image, "n_frames", 1)
+            kind, size, n_frames = str(image.format).lower(), image.size, getattr(image, "n_frames", 1)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
     alt = f"{alt} (animation of {n_frames} frames)" if n_frames > 1 else alt
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", width, height, caption, alt)
+    return picture(data, kind, size, caption, alt)
 
 
 def _protocols(evaluations: Sequence[Evaluation]) -> list[Protocol]:
@@ -198,7 +179,7 @@ def _holds(values: Mapping[str, Any], name: str, value: Any) -> bool:
 
 
 def _describe(of: str, values: Mapping[str, Any]) -> Protocol:
-    words = {name: _words(value) for name, value in values.items()}
+    words = {name: in_words(value) for name, value in values.items()}
     told: set[str] = set()
     sentences = []
     for sentence in _SENTENCES:
@@ -208,17 +189,6 @@ def _describe(of: str, values: Mapping[str, Any]) -> Protocol:
             told |= names
     pairs = [(name.replace("_", " "), text) for name, text in words.items() if name not in told]
     return Protocol(of, sentences, pairs)
-
-
-def _words(value: Any) -> str:
-    """A value of a protocol as a reader wants it."""
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    if isinstance(value, Mapping):
-        return ", ".join(f"{str(name).replace('_', ' ')}: {_words(item)}" for name, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_words, value))
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def _measured(mean: float, half: float) -> tuple[str, str]:

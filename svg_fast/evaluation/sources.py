@@ -13,7 +13,7 @@ from torch import Tensor
 from ..compat import load_published, read_options
 from ..models import SVG
 from ..training import TrainConfig, checkpoint
-from ..training.data import moving_mnist
+from ..training.data import make_clips
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,15 @@ def _published_training(options: dict[str, Any]) -> TrainConfig:
 def clips_for(source: Source, n_clips: int, n_frames: int, data_root: Path | None, file: Path | None) -> Tensor:
     """Test clips (N, T, C, H, W) uint8 of the data that the model was trained on, or from a file.
 
-    data_root: MNIST's folder; None is that of the training run. file: see `load_clips`.
+    data_root: of the data set; None is that of the training run. file: see `load_clips`.
 
     Raises ValueError or FileNotFoundError where there are none that fit.
     """
     if file is not None:
         return load_clips(file, n_clips, n_frames)
-    if source.training.dataset != "smmnist":
-        raise ValueError(
-            f"test clips of {source.training.dataset} must be given: --clips FILE.npy, uint8 of shape (N, T, H, W, C)"
-            " or (N, T, H, W)"
-        )
     training = replace(source.training, data_root=data_root or source.training.data_root)
-    data, _ = moving_mnist(source.model.config, training, "test", n_frames)
-    return data.clips(range(n_clips)).frames
+    data = make_clips(source.model.config, training, "test", n_frames)
+    return data.clips(range(min(n_clips, len(data)))).frames
 
 
 def load_clips(path: Path, n_clips: int, n_frames: int) -> Tensor:

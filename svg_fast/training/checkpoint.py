@@ -21,7 +21,7 @@ from ..models.config import from_json
 from ..models.pretrained import skeleton
 from .config import TrainConfig, differences
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEEP = 2  # the newest and, should a disk have lied about it, the one before
 
 
@@ -36,7 +36,7 @@ class Checkpoint:
     step: int
     config: SVGConfig
     training: TrainConfig
-    digits: int  # CRC-32 of the digits trained on
+    origin: int  # CRC-32 of the digits or shards trained on
     tensors: dict[str, Tensor]
 
     def into(self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
@@ -70,7 +70,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     training: TrainConfig,
-    digits: int,
+    origin: int,
 ) -> Path:
     """Write folder/step-<step>.safetensors and keep the `KEEP` newest; OSError leaves the others as they are."""
     import safetensors.torch  # here, so that a step can be timed where it is not installed (benchmarks/gpu_check.sh)
@@ -86,7 +86,7 @@ def save(
         "step": step,
         "config": _to_json(model.config),
         "training": _to_json(training),
-        "digits": digits,
+        "origin": origin,
     }
     path = folder / f"step-{step:08d}.safetensors"
     data = safetensors.torch.save(
@@ -119,7 +119,7 @@ def load(path: Path) -> Checkpoint:
     # whatever a damaged or hostile header makes of Python, it is the file that is wrong
     try:
         config, training = from_json(SVGConfig, header["config"]), _training_from_json(header["training"])
-        found = Checkpoint(int(header["step"]), config, training, int(header["digits"]), tensors)
+        found = Checkpoint(int(header["step"]), config, training, int(header["origin"]), tensors)
         unlike = _unlike(found)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error})") from error
@@ -151,11 +151,11 @@ def load_model(path: str | Path) -> SVG:
     return load(Path(path)).model()
 
 
-def check_same(checkpoint: Checkpoint, config: SVGConfig, training: TrainConfig, digits: int) -> None:
+def check_same(checkpoint: Checkpoint, config: SVGConfig, training: TrainConfig, origin: int) -> None:
     """Whether a run with these settings continues the checkpoint's; CheckpointError names what differs."""
     unlike = [*differences(checkpoint.config, config), *differences(checkpoint.training, training)]
-    if checkpoint.digits != digits:
-        unlike.append("the digits: another data_root")
+    if checkpoint.origin != origin:
+        unlike.append("the data: another data_root")
     if unlike:
         raise CheckpointError(f"the checkpoint is of another configuration ({'; '.join(unlike)})")
 
@@ -172,6 +172,8 @@ def _read_header(metadata: dict[str, str], path: Path) -> dict[str, Any]:
     try:
         header = {key: json.loads(value) for key, value in metadata.items()}
         version = int(header["version"])
+        if version == 1:
+            header["origin"] = header["digits"]
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error})") from error
     if version > FORMAT_VERSION:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..data.velocity import MOTIONS, Motion
+from ..data.video_shards import Sampling, Starts
 from ..models.config import preset
 
-Dataset = Literal["smmnist", "kth", "bair"]
+Dataset = Literal["smmnist", "kth", "bair", "videos"]
 Precision = Literal["float32", "bf16"]
 
 _SEED_LIMIT = 2**63 - 1  # the next one is the test clips'
@@ -25,8 +26,11 @@ class TrainConfig:
     """Settings of a training run; names and defaults are the paper's.
 
     niter epochs of epoch_size steps of batch_size clips; Adam with learning rate lr, betas (0.9, 0.999).
-    data_root: folder with MNIST's idx files; None takes scikit-learn's digits. download: fetch MNIST into data_root.
-    num_digits, motion: of SM-MNIST. seed: of initialisation, data and noise.
+    data_root: folder with MNIST's idx files, where None takes scikit-learn's digits; of the other data sets, what
+    `svg-fast data convert` made. download: fetch MNIST into data_root. num_digits, motion: of SM-MNIST.
+    sampling: of clips of the other data sets: independent draws, or epochs in which each clip comes once; starts: of
+    clips in longer ones, random or the first frame; None for either is as published, and for videos epochs with random
+    starts. mirror: half of their clips left to right. seed: of initialisation, data and noise.
     n_eval: frames of the sample strips. n_samples: futures drawn for each, of which the best is shown.
     checkpoint_every: steps between checkpoints, beside the one that ends each epoch; 0 for those alone.
     device: "cpu", "cuda", ...; None takes a GPU where there is one. threads: of the CPU; 0 leaves torch's choice.
@@ -46,6 +50,9 @@ class TrainConfig:
     seed: int = 1
     num_digits: int = 2
     motion: Motion = "uniform"
+    sampling: Sampling | None = None
+    starts: Starts | None = None
+    mirror: bool = False
     data_root: Path | None = _free(None)
     download: bool = _free(False)
     n_eval: int = _free(30)
@@ -67,12 +74,16 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.lr > 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.dataset not in get_args(Dataset):
+            raise ValueError(f"dataset must be one of {', '.join(get_args(Dataset))}, got {self.dataset!r}")
         if self.motion not in MOTIONS:
             raise ValueError(f"motion must be one of {', '.join(MOTIONS)}, got {self.motion!r}")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         if self.download and self.data_root is None:
             raise ValueError("download needs a data_root to put MNIST in, got none")
+        if self.download and self.dataset != "smmnist":
+            raise ValueError(f"download fetches MNIST, got the data set {self.dataset}: see docs/data.md")
 
 
 def differences(old: Any, new: Any) -> list[str]:
