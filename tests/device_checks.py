@@ -12,6 +12,7 @@ from torch import Tensor
 from svg_fast import SVG, ops, preset
 from svg_fast.graphs import WARM_UP, Graphed
 from svg_fast.models import SVGConfig
+from svg_fast.training import TrainConfig
 from svg_fast.training.step import TrainingStep, noise_on_device
 
 # Nets of the published shapes that are small: n_past of 2 frames, 3 to predict.
@@ -65,7 +66,8 @@ def training_step(config: SVGConfig, device: torch.device, bf16: bool) -> tuple[
     """A new model and its step, with noise of its own on the device."""
     net = model(config, device)
     optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True, capturable=device.type == "cuda")
-    return net, TrainingStep(net, optimizer, noise_on_device(1, 0, device), bf16)
+    training = TrainConfig(batch_size=BATCH, lr=1e-3, precision="bf16" if bf16 else "float32")
+    return net, TrainingStep(net, optimizer, noise_on_device(1, 0, device), training)
 
 
 def trained(

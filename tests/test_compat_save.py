@@ -16,11 +16,10 @@ import torch
 from oracle import OracleSVG
 from published_standins import installed
 from test_parity import SMALL, pair, relative
-from tiny_run import CONFIG, TRAINING
+from tiny_run import CONFIG, TRAINING, save
 
 from svg_fast import SVG
 from svg_fast.compat import convert, load_published, read_options, save_published
-from svg_fast.training import checkpoint
 
 TOLERANCE = 1e-9
 
@@ -163,7 +162,7 @@ def test_convert_a_training_checkpoint(tmp_path: Path) -> None:
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.rand(2, 4, 1, 64, 64)).loss.backward()
     optimizer.step()
-    run = checkpoint.save(tmp_path, 3, model, optimizer, torch.Generator(), TRAINING, origin=5)
+    run = save(tmp_path, 3, model, optimizer, torch.Generator(), TRAINING, origin=5)
     convert(run, tmp_path / "model.pth")
     assert same(load_published(tmp_path / "model.pth"), model)
     options = read_options(tmp_path / "model.pth")

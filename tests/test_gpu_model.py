@@ -23,8 +23,8 @@ import svg_fast
 from svg_fast import SVG, SVGConfig
 from svg_fast.graphs import WARM_UP, Graphed
 from svg_fast.models import chunks
-from svg_fast.training import checkpoint, train
-from svg_fast.training.loop import prepare_device
+from svg_fast.training import TrainConfig, checkpoint, train
+from svg_fast.training.setup import prepare_device
 from svg_fast.training.step import TrainingStep, noise_on_device
 
 TESTS = Path(__file__).parent
@@ -98,7 +98,7 @@ def run_steps(
 
 
 def plain(model: SVG, optimizer: torch.optim.Optimizer) -> TrainingStep:
-    return TrainingStep(model, optimizer, noise_on_device(1, 0, CPU), False)
+    return TrainingStep(model, optimizer, noise_on_device(1, 0, CPU), TrainConfig(batch_size=2))
 
 
 @pytest.mark.usefixtures("all_steps_at_once")
@@ -133,7 +133,7 @@ def test_a_step_that_counts_in_python_replays_to_other_numbers(monkeypatch: pyte
         def step(frames: Tensor) -> Tensor:
             noise[1:].fill_(len(calls))
             calls.append(None)
-            return TrainingStep(model, optimizer, noise, False)(frames)
+            return TrainingStep(model, optimizer, noise, TrainConfig(batch_size=2))(frames)
 
         return step
 
@@ -148,7 +148,7 @@ def test_a_step_that_counts_in_python_replays_to_other_numbers(monkeypatch: pyte
 def test_noise_is_a_function_of_seed_and_step() -> None:
     noise = noise_on_device(1, 0, CPU)
     model = SVG(CONFIG)
-    step = TrainingStep(model, torch.optim.Adam(model.parameters()), noise, False)
+    step = TrainingStep(model, torch.optim.Adam(model.parameters()), noise, TrainConfig(batch_size=2))
     for _ in range(2):
         step(torch.zeros(2, 4, 1, 64, 64))
     assert torch.equal(noise, noise_on_device(1, 2, CPU))

@@ -20,7 +20,7 @@ from svg_fast import SVG
 from svg_fast.evaluation.strips import make_rows
 from svg_fast.models.config import Variant
 from svg_fast.training import CheckpointError, NonFiniteLoss, checkpoint, load_model, train, training_preset
-from svg_fast.training.loop import make_data
+from svg_fast.training.setup import make_data
 
 STEPS = TRAINING.niter * TRAINING.epoch_size
 
@@ -62,7 +62,7 @@ def test_a_plain_loop_reaches_the_same_parameters(undisturbed: Path) -> None:
     model = SVG(CONFIG)
     optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr, fused=True)
     generator = torch.Generator().manual_seed(TRAINING.seed)
-    data, _ = make_data(CONFIG, TRAINING)
+    data = make_data(CONFIG, TRAINING).train
     for step in range(STEPS):
         frames = torch.stack([data[step * TRAINING.batch_size + k] for k in range(TRAINING.batch_size)])
         optimizer.zero_grad()
@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     def explode(self: SVG, *args: Tensor, **options: torch.Generator) -> object:
         out = forward(self, *args, **options)  # type: ignore[arg-type]
         calls.append(None)
-        return out._replace(loss=out.loss * (torch.inf if len(calls) == 2 else 1))
+        return out._replace(mse=out.mse * (torch.inf if len(calls) == 2 else 1))
 
     monkeypatch.setattr(SVG, "forward", explode)
     with pytest.raises(
@@ -196,14 +196,23 @@ def test_resuming_mends_what_a_crash_left(undisturbed: Path, tmp_path: Path) -> 
     assert not (tmp_path / "checkpoints" / ".writing-abc").exists()
 
 
-def test_a_damaged_checkpoint_names_the_one_before(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_costs_no_more_than_the_steps_since_the_one_before(
+    undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     train(CONFIG, TRAINING, tmp_path)
-    newest = checkpoint.find_all(tmp_path / "checkpoints")[-1]
-    newest.write_bytes(newest.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"delete it to go on from step-00000010\.safetensors"):
-        train(CONFIG, TRAINING, tmp_path, resume=True)
-    newest.unlink()
+    before, newest = checkpoint.find_all(tmp_path / "checkpoints")
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
     train(CONFIG, TRAINING, tmp_path, resume=True)
+    assert "step-00000012.safetensors is damaged: its values have another checksum; going on" in caplog.text
+    assert "resuming at step 10" in caplog.text
+    assert_same(tensors(tmp_path), tensors(undisturbed))
+    for path in (before, newest):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"step-00000012\.safetensors is truncated"):
+        train(CONFIG, TRAINING, tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("variant", ["fp", "det"])
@@ -276,7 +285,7 @@ def test_settings_of_the_paper() -> None:
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
         ({"motion": "circular"}, "motion must be one of uniform, nonuniform, deterministic, got 'circular'"),
-        ({"precision": "fp16"}, "precision must be one of float32, bf16, got 'fp16'"),
+        ({"precision": "fp8"}, "precision must be one of float32, bf16, fp16, got 'fp8'"),
         ({"download": True}, "download needs a data_root"),
         ({"download": True, "data_root": Path("x"), "dataset": "kth"}, "download fetches MNIST, got the data set kth"),
         ({"checkpoint_every": -1}, "checkpoint_every must not be negative, got -1"),

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from svg_fast import SVGConfig
-from svg_fast.training import TrainConfig
+import torch
+
+from svg_fast import SVG, SVGConfig
+from svg_fast.training import TrainConfig, checkpoint
 
 CONFIG = SVGConfig(nf=2, g_dim=4, z_dim=2, rnn_size=4, n_past=2, n_future=2)
 TRAINING = TrainConfig(
@@ -36,3 +38,17 @@ def command(log_dir: Path, *extra: str) -> list[str]:
 
 def run(log_dir: Path, *extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(log_dir, *extra), capture_output=True, text=True, timeout=300, check=False)
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: SVG,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    training: TrainConfig,
+    origin: int,
+) -> Path:
+    """A checkpoint of these parts."""
+    tensors = checkpoint.snapshot(model, optimizer, generator)
+    return checkpoint.write(folder, checkpoint.Checkpoint(step, model.config, training, origin, tensors), training.keep)

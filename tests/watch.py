@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from svg_fast import SVG, SVGConfig
+from svg_fast.training import TrainConfig
 from svg_fast.training.step import TrainingStep
 
 CUDA = torch.device("cuda", 0)
@@ -128,6 +129,11 @@ class Count(TorchDispatchMode):
         return operator(*arguments, **(options or {}))
 
 
+# PyTorch has no shape function for Adam whose learning rate is a tensor: it works in place and gives nothing back.
+_ADAM = torch.library.Library("aten", "IMPL")
+_ADAM.impl("_fused_adam_.tensor_lr", lambda *_, **__: None, "Meta")
+
+
 @contextmanager
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors on "cuda" have shapes, dtypes and strides, but no memory; autocast believes in the device."""
@@ -140,7 +146,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def make_step(config: SVGConfig, bf16: bool) -> TrainingStep:
     model = SVG(config)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3, fused=True, capturable=True)
-    return TrainingStep(model, optimizer, torch.zeros(2, dtype=torch.int64), bf16)
+    training = TrainConfig(batch_size=BATCH, precision="bf16" if bf16 else "float32")
+    return TrainingStep(model, optimizer, torch.zeros(2, dtype=torch.int64), training)
 
 
 def make_frames(config: SVGConfig) -> Tensor:

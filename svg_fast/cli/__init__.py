@@ -1,4 +1,4 @@
-"""The command line: svg-fast train, sample, evaluate, report, figure, convert, data, bench; or `python -m svg_fast`."""
+"""svg-fast train, sample, evaluate, report, figure, convert, data, runs, bench; or `python -m svg_fast train`, ..."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import sys
 import click
 
 from .. import __version__
-from ..training import NonFiniteLoss
 from .bench import bench_group
 from .data import data_group
+from .errors import EXPECTED, message
 from .evaluate import evaluate_command, report_command
 from .figure import figure_group
 from .inspect import inspect_command
+from .runs import runs_command
 from .sample import convert_command, sample_command
 from .train import train_command
-
-# What a user can mend; anything else is a defect, and shows its stack trace.
-_EXPECTED = (ValueError, OSError, ImportError, NonFiniteLoss)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,6 +34,7 @@ for command in (
     figure_group,
     convert_command,
     data_group,
+    runs_command,
     bench_group,
 ):
     cli.add_command(command)
@@ -46,11 +45,6 @@ def run() -> None:
     """Run the command line; an error that a user can mend is one sentence, not a stack trace."""
     try:
         cli.main(prog_name="svg-fast")
-    except _EXPECTED as error:
-        message = (
-            str(error)
-            if not isinstance(error, OSError) or not error.filename
-            else f"{error.filename}: {error.strerror}"
-        )
-        click.echo(f"Error: {message}", err=True)
+    except EXPECTED as error:
+        click.echo(message(error), err=True)
         sys.exit(1)

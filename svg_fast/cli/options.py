@@ -15,7 +15,7 @@ import torch
 
 from ..models import SVGConfig
 from ..training import TrainConfig
-from ..training.loop import prepare_device
+from ..training.setup import prepare_device
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", SVGConfig, TrainConfig)

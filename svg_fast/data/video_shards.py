@@ -8,6 +8,7 @@ over processes, stops and goes on by its indices, and nothing else needs to be s
 from __future__ import annotations
 
 import functools
+import hashlib
 import operator
 import zlib
 from collections.abc import Sequence
@@ -53,6 +54,8 @@ class VideoShards(Dataset[Tensor]):
         sampling: "epochs": every N indices hold each clip exactly once, in an order of their own. "independent": every
             index draws a clip, as published loaders do. Of training clips. None is the class's default: epochs.
         starts: "random": uniform over the places where T frames fit. "first": frame 0. None: the default, random.
+        hold_out: fraction of the training sources that is not used, at least one, chosen by the SHA-256 of their names;
+            with held_out=True nothing else is, and the clips are fixed as those of a test set.
         mirror: whether each clip is mirrored left to right with probability 1/2. Of training clips.
         seed: 0 <= seed < 2**64.
         length: number of indices of a training set; None is N. Test sets have N.
@@ -74,6 +77,8 @@ class VideoShards(Dataset[Tensor]):
         *,
         sampling: Sampling | None = None,
         starts: Starts | None = None,
+        hold_out: float = 0.0,
+        held_out: bool = False,
         mirror: bool = False,
         seed: int = 0,
         length: int | None = None,
@@ -88,15 +93,24 @@ class VideoShards(Dataset[Tensor]):
             raise ValueError(
                 f"n_frames and length must be at least 1 and seed in [0, 2**64), got {n_frames}, {length} and {seed}"
             )
+        if not 0 <= hold_out < 1 or (held_out and not hold_out) or (hold_out and split != "train"):
+            raise ValueError(
+                f"hold_out must be in [0, 1), of training clips, and not 0 for held_out, got {hold_out} of {split}"
+            )
         self.shards = Shards(root, split)
         if self.kind not in (None, self.shards.manifest.kind):
             raise ValueError(f"{root} must hold shards of {self.kind}, got {self.shards.manifest.kind}")
         self.n_frames, self.seed, self.starts = n_frames, seed, starts
-        training = split == "train"
+        training = split == "train" and not held_out
         self.sampling = sampling if training else "epochs"
-        self.mirror = mirror and training
-        self._stored = np.flatnonzero(self.shards.n_frames >= n_frames)
-        self.too_short = len(self.shards) - len(self._stored)
+        self.mirror, self.fixed = mirror and training, not training
+        used = np.ones(len(self.shards), np.bool_)
+        if hold_out:
+            kept = _held_out(self.shards.sources, hold_out)
+            used = np.array([(name in kept) == held_out for name in self.shards.sources])
+        long = self.shards.n_frames >= n_frames
+        self._stored = np.flatnonzero(used & long)
+        self.too_short = int((used & ~long).sum())
         if not len(self._stored):
             longest = self.shards.n_frames.max()
             raise ValueError(f"{root} must hold {split} clips of {n_frames} frames, got none longer than {longest}")
@@ -165,7 +179,7 @@ class VideoShards(Dataset[Tensor]):
     def _epoch_order(self, epoch: int) -> Indices:
         """A permutation of 0 .. N - 1."""
         places = np.arange(len(self._stored))
-        if self.test_in_order and self.shards.split == "test":
+        if self.test_in_order and self.fixed:
             return places
         words = self._words(places, _ORDER, epoch)
         return np.lexsort((words[:, 1], words[:, 0]))
@@ -188,3 +202,9 @@ class VideoShards(Dataset[Tensor]):
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
         self._make_caches()
+
+
+def _held_out(sources: Sequence[str], fraction: float) -> set[str]:
+    """The first of the sources by the SHA-256 of their names: which ones does not change with the shards."""
+    names = sorted(set(sources), key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
+    return set(names[: max(round(fraction * len(names)), 1)])

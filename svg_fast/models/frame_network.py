@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.batch_norm_act import Activation, advance_running_statistics, presentation_weights
 from ..ops.frame_conv import ConvWeight, prepare_conv
+from ..ops.synchronised_norm import synchronised_batch_norm_act
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # Mean and unbiased variance (G, C) of each BatchNorm of a network, in the order of `FrameNetwork.norms`.
 StepStatistics = list[tuple[Tensor, Tensor]]
@@ -141,6 +145,15 @@ class ConvNorm(nn.Module):
 class FrameNetwork(nn.Module):
     """A convolutional network applied to many frames at once that normalises each time step by itself."""
 
+    process_group: ProcessGroup | None = None  # see `synchronise_norms`
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"process_group": None}  # a copy, or what a file holds, has no processes
+
+    def statistics_group(self) -> ProcessGroup | None:
+        """The processes whose images make up a step's statistics; None for this one alone."""
+        return self.process_group if self.training and torch.is_grad_enabled() else None
+
     def norms(self) -> list[nn.BatchNorm2d]:
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
@@ -176,16 +189,13 @@ class FrameNetwork(nn.Module):
         in place, since the running statistics are in the convolution before."""
         if statistics is None:
             return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True) if activation == "leaky_relu" else x.tanh_()
-        y, mean, var = ops.batch_norm_act(
-            x,
-            norm.weight,
-            norm.bias,
-            steps=steps,
-            activation=activation,
-            negative_slope=NEGATIVE_SLOPE,
-            eps=norm.eps,
-        )
-        count = x.numel() // (steps * x.shape[1])
+        options: Any = {"steps": steps, "activation": activation, "negative_slope": NEGATIVE_SLOPE, "eps": norm.eps}
+        count: int | Tensor
+        if (group := self.statistics_group()) is None:
+            y, mean, var = ops.batch_norm_act(x, norm.weight, norm.bias, **options)
+            count = x.numel() // (steps * x.shape[1])
+        else:
+            y, mean, var, count = synchronised_batch_norm_act(x, norm.weight, norm.bias, group=group, **options)
         statistics.append((mean, var * (count / (count - 1))))
         return y
 
@@ -206,6 +216,20 @@ class FrameNetwork(nn.Module):
             advance_running_statistics(running, statistics, presentation_weights(repeats, momentum))
         # a list of them: a lone tensor would be taken for a number, and be read back
         torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], [repeats.sum()] * len(norms))
+
+
+def synchronise_norms(model: nn.Module, group: ProcessGroup | None) -> None:
+    """From now on take the batch statistics of all encoders and decoders in `model` over the processes of `group`, as
+    one process would that held all their images; with None over this process's images again.
+
+    That is so in training: in training mode, where gradients are recorded. All processes must then present as many
+    steps, of one image or more each, and go backward as often; see `synchronised_batch_norm_act` for how their losses
+    are to be scaled. What runs under `torch.no_grad()`, such as samples, is one process's own affair.
+    A copy of the model, or what is saved of it, is not synchronised.
+    """
+    for module in model.modules():
+        if isinstance(module, FrameNetwork):
+            module.process_group = group
 
 
 class FrameEncoder(FrameNetwork):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops
+from ..ops.synchronised_norm import largest
 from . import chunks, conditioning, dcgan, generation, pretrained, vgg
 from .config import SVGConfig, check_conditioning
 from .frame_network import FrameDecoder, FrameEncoder, channels_last, joined, presented_once
@@ -211,7 +212,11 @@ class SVG(nn.Module):
         By default a CPU takes as many as keep activations small, and an accelerator all of them in one.
         """
         images = rows or chunks.images_at_once(self.config, self.frame_predictor.embed.weight)
-        chunk = self.config.time_chunk or (None if images is None else max(images // batch, 1))
+        chunk = self.config.time_chunk
+        if chunk is None and images is not None:
+            if (group := self.encoder.statistics_group()) is not None:
+                batch = largest(batch, group)  # processes that share statistics must cut time alike
+            chunk = max(images // batch, 1)
         if chunk is None:
             yield 0, stop
             return

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..data.velocity import MOTIONS, Motion
 from ..data.video_shards import Sampling, Starts
 from ..models.config import preset
+from .schedules import Optimisation
 
 Dataset = Literal["smmnist", "kth", "bair", "videos"]
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "bf16", "fp16"]
 
 _SEED_LIMIT = 2**63 - 1  # the next one is the test clips'
 
@@ -22,22 +23,34 @@ def _free(default: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Optimisation):
     """Settings of a training run; names and defaults are the paper's.
 
-    niter epochs of epoch_size steps of batch_size clips; Adam with learning rate lr, betas (0.9, 0.999).
+    niter epochs of epoch_size steps; Adam with betas (0.9, 0.999). batch_size: clips of a step, over all processes and
+    parts together, so that the learning rate means the same whatever their number.
+    accumulate: parts that each process works its clips off in, one after another, to save memory; the gradient is that
+    of the mean over all clips of the step. sync_batch_norm: BatchNorm's statistics over all processes, else
+    over those of a process and part, as published. fsdp: parameters, gradients and Adam's state sharded over the
+    processes. compile: the model's passes by torch.compile.
     data_root: folder with MNIST's idx files, where None takes scikit-learn's digits; of the other data sets, what
     `svg-fast data convert` made. download: fetch MNIST into data_root. num_digits, motion: of SM-MNIST.
     sampling: of clips of the other data sets: independent draws, or epochs in which each clip comes once; starts: of
     clips in longer ones, random or the first frame; None for either is as published, and for videos epochs with random
     starts. mirror: half of their clips left to right. seed: of initialisation, data and noise.
+    validate: clips of which the bound is taken after each epoch, to validation.csv; 0 for none. Of SM-MNIST they are
+    other clips of the training digits; of the other data sets, hold_out, a fraction of the training sources, is kept
+    for them and not trained on.
     n_eval: frames of the sample strips. n_samples: futures drawn for each, of which the best is shown.
-    checkpoint_every: steps between checkpoints, beside the one that ends each epoch; 0 for those alone.
+    checkpoint_every: steps between checkpoints, beside the one that ends each epoch; 0 for those alone. keep: newest
+    checkpoints that stay.
     device: "cpu", "cuda", ...; None takes a GPU where there is one. threads: of the CPU; 0 leaves torch's choice.
-    precision: float32, in which TF32 has no part, or bf16 on a GPU: products and activations in bfloat16; parameters,
-    their gradients, Adam's state, BatchNorm's statistics, the LSTMs' cell states, KL and losses stay float32.
-    cuda_graph: whether a step is launched as one CUDA graph; None: on a GPU, yes. Where a capture fails, the log says
-    so and kernels are launched one by one. True without a GPU is an error.
+    precision: float32, in which TF32 has no part; or on a GPU bf16 or fp16: products and activations in that type;
+    parameters, gradients, Adam's state, BatchNorm's statistics, the LSTMs' cell states, KL and losses stay float32.
+    With fp16 the loss is scaled so that gradients do not vanish; a step whose gradients overflow is left out.
+    cuda_graph: whether a step is launched as one CUDA graph; None: on a GPU with one process and one part, yes. Where a
+    capture fails, the log says so and kernels are launched one by one. True elsewhere is an error.
+    profile: steps that are timed by part, after a few; written to the folder `profile` of the run. tracker: a function
+    "module:function" that is told the scalars too; see docs/scale.md.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -46,7 +59,10 @@ class TrainConfig:
     niter: int = _free(300)
     epoch_size: int = 600
     batch_size: int = 100
-    lr: float = 2e-3
+    accumulate: int = 1
+    sync_batch_norm: bool = False
+    fsdp: bool = _free(False)
+    compile: bool = _free(False)
     seed: int = 1
     num_digits: int = 2
     motion: Motion = "uniform"
@@ -55,25 +71,39 @@ class TrainConfig:
     mirror: bool = False
     data_root: Path | None = _free(None)
     download: bool = _free(False)
+    hold_out: float = 0.0
+    validate: int = _free(0)
     n_eval: int = _free(30)
     n_samples: int = _free(20)
     checkpoint_every: int = _free(0)
+    keep: int = _free(2)
     device: str | None = _free(None)
     threads: int = _free(0)
     precision: Precision = "float32"
     cuda_graph: bool | None = _free(None)
+    profile: int = _free(0)
+    tracker: str | None = _free(None)
 
     def __post_init__(self) -> None:
-        for name, least in {"niter": 1, "epoch_size": 1, "batch_size": 2, "num_digits": 1, "n_samples": 1}.items():
+        super().__post_init__()
+        for name, least in _AT_LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.seed >= _SEED_LIMIT:
             raise ValueError(f"seed must be below 2**63 - 1, got {self.seed}")
-        for name in ("seed", "checkpoint_every", "threads"):
+        for name in ("seed", "checkpoint_every", "threads", "validate", "profile"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.hold_out < 1:
+            raise ValueError(f"hold_out must be at least 0 and below 1, got {self.hold_out}")
+        if self.validate and self.dataset != "smmnist" and not self.hold_out:
+            raise ValueError(f"validate needs a hold_out of {self.dataset}'s training sources, got none")
+        if self.early_stop and not self.validate:
+            raise ValueError("early_stop needs validate, a number of clips to take the bound of, got 0")
+        if self.free_bits and self.accumulate > 1:
+            raise ValueError("free_bits needs the KL of a step's clips at once: accumulate must be 1")
+        if self.cuda_graph and self.accumulate > 1:
+            raise ValueError("cuda_graph needs accumulate = 1")
         if self.dataset not in get_args(Dataset):
             raise ValueError(f"dataset must be one of {', '.join(get_args(Dataset))}, got {self.dataset!r}")
         if self.motion not in MOTIONS:
@@ -86,10 +116,18 @@ class TrainConfig:
             raise ValueError(f"download fetches MNIST, got the data set {self.dataset}: see docs/data.md")
 
 
+_AT_LEAST = {"niter": 1, "epoch_size": 1, "batch_size": 2, "accumulate": 1, "num_digits": 1, "n_samples": 1, "keep": 1}
+
+
 def differences(old: Any, new: Any) -> list[str]:
     """What keeps two configurations of one class from being equal, as "name: old, not new"."""
     pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in fields(old) if f.compare]
     return [f"{name}: {a!r}, not {b!r}" for name, a, b in pairs if a != b]
+
+
+def to_json(settings: Any) -> dict[str, Any]:
+    """A dataclass of settings in JSON's types."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
 
 
 def training_preset(name: str) -> TrainConfig:
