@@ -112,7 +112,9 @@ class VideoShards(Dataset[Tensor]):
         self._stored = np.flatnonzero(used & long)
         self.too_short = int((used & ~long).sum())
         if not len(self._stored):
-            longest = self.shards.n_frames.max()
+            if not used.any():
+                raise ValueError(f"{root} must hold more than one source, got hold_out = {hold_out}, which keeps all")
+            longest = self.shards.n_frames[used].max()
             raise ValueError(f"{root} must hold {split} clips of {n_frames} frames, got none longer than {longest}")
         self._room = self.shards.n_frames[self._stored] - n_frames + 1  # places where a clip can start
         self._cumulative = np.cumsum(self.probabilities())

@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,7 +48,7 @@ class Checkpoint:
     training: TrainConfig
     origin: int  # CRC-32 of the digits or shards trained on
     tensors: dict[str, Tensor]
-    scaler: dict[str, float] = field(default_factory=dict)  # of fp16's losses
+    scaler: dict[str, float] = field(default_factory=dict)  # `scaler_state` of fp16's
 
     def model(self) -> SVG:
         """The trained model, in eval mode; with the moving average of its parameters, where the run kept one."""
@@ -91,6 +91,11 @@ def snapshot(
     return {name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 
+def scaler_state(state: Mapping[str, Any]) -> dict[str, float]:
+    """What changes in a GradScaler's state; empty where it is not enabled."""
+    return {key: float(state[key]) for key in ("scale", "_growth_tracker") if key in state}
+
+
 def write(folder: Path, run: Checkpoint, keep: int) -> Path:
     """Write folder/step-<step>.safetensors and keep the `keep` newest; OSError leaves the others as they are."""
     import safetensors.torch  # here, so that a step can be timed where it is not installed (benchmarks/gpu_check.sh)
@@ -100,7 +105,7 @@ def write(folder: Path, run: Checkpoint, keep: int) -> Path:
         "version": FORMAT_VERSION,
         "step": run.step,
         "config": to_json(run.config),
-        "training": to_json(run.training),
+        "training": to_json(replace(run.training, tracker=None)),
         "origin": run.origin,
         "scaler": run.scaler,
     }
@@ -182,7 +187,7 @@ def load(path: Path) -> Checkpoint:
     # whatever a damaged or hostile header makes of Python, it is the file that is wrong
     try:
         config, training = from_json(SVGConfig, header["config"]), _training_from_json(header["training"])
-        scaler = {str(key): float(value) for key, value in header.get("scaler", {}).items()}
+        scaler = scaler_state(header.get("scaler", {}))
         found = Checkpoint(int(header["step"]), config, training, int(header["origin"]), tensors, scaler)
         unlike = _unlike(found)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
@@ -278,5 +283,6 @@ def _read_header(metadata: dict[str, str], path: Path) -> dict[str, Any]:
 
 
 def _training_from_json(values: dict[str, Any]) -> TrainConfig:
+    """Without a tracker, whose module would be imported."""
     root = values.get("data_root")
-    return from_json(TrainConfig, values if root is None else {**values, "data_root": Path(root)})
+    return from_json(TrainConfig, {**values, "data_root": None if root is None else Path(root), "tracker": None})

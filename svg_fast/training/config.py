@@ -26,12 +26,13 @@ def _free(default: Any) -> Any:
 class TrainConfig(Optimisation):
     """Settings of a training run; names and defaults are the paper's.
 
-    niter epochs of epoch_size steps; Adam with betas (0.9, 0.999). batch_size: clips of a step, over all processes and
-    parts together, so that the learning rate means the same whatever their number.
+    dataset: SM-MNIST, or from shards KTH, BAIR or any videos. niter epochs of epoch_size steps; Adam with betas
+    (0.9, 0.999). batch_size: clips of a step, over all processes and parts together, so that the learning rate means
+    the same whatever their number.
     accumulate: parts that each process works its clips off in, one after another, to save memory; the gradient is that
-    of the mean over all clips of the step. sync_batch_norm: BatchNorm's statistics over all processes, else
-    over those of a process and part, as published. fsdp: parameters, gradients and Adam's state sharded over the
-    processes. compile: the model's passes by torch.compile.
+    of the mean over all clips of the step. sync_batch_norm: BatchNorm's statistics over all processes, else over those
+    of a process and part, as published. fsdp: parameters, gradients and Adam's state sharded over the processes.
+    compile: the model's passes by torch.compile.
     data_root: folder with MNIST's idx files, where None takes scikit-learn's digits; of the other data sets, what
     `svg-fast data convert` made. download: fetch MNIST into data_root. num_digits, motion: of SM-MNIST.
     sampling: of clips of the other data sets: independent draws, or epochs in which each clip comes once; starts: of
@@ -47,8 +48,9 @@ class TrainConfig(Optimisation):
     precision: float32, in which TF32 has no part; or on a GPU bf16 or fp16: products and activations in that type;
     parameters, gradients, Adam's state, BatchNorm's statistics, the LSTMs' cell states, KL and losses stay float32.
     With fp16 the loss is scaled so that gradients do not vanish; a step whose gradients overflow is left out.
-    cuda_graph: whether a step is launched as one CUDA graph; None: on a GPU with one process and one part, yes. Where a
-    capture fails, the log says so and kernels are launched one by one. True elsewhere is an error.
+    cuda_graph: whether a step is launched as one CUDA graph; None: on a GPU with one process and one part, neither
+    compiled nor profiled, yes. Where a capture fails, the log says so and kernels are launched one by one. True
+    elsewhere is an error.
     profile: steps that are timed by part, after a few; written to the folder `profile` of the run. tracker: a function
     "module:function" that is told the scalars too; see docs/scale.md.
 
@@ -94,6 +96,8 @@ class TrainConfig(Optimisation):
         for name in ("seed", "checkpoint_every", "threads", "validate", "profile"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.dataset == "smmnist" and (self.sampling or self.starts or self.mirror or self.hold_out):
+            raise ValueError("sampling, starts, mirror and hold_out are of clips in shards, got them for smmnist")
         if not 0 <= self.hold_out < 1:
             raise ValueError(f"hold_out must be at least 0 and below 1, got {self.hold_out}")
         if self.validate and self.dataset != "smmnist" and not self.hold_out:
@@ -104,6 +108,10 @@ class TrainConfig(Optimisation):
             raise ValueError("free_bits needs the KL of a step's clips at once: accumulate must be 1")
         if self.cuda_graph and self.accumulate > 1:
             raise ValueError("cuda_graph needs accumulate = 1")
+        if self.cuda_graph and (self.compile or self.profile):
+            raise ValueError("cuda_graph needs a step without compile and profile")
+        if self.compile and self.profile:
+            raise ValueError("profile needs a model that is not compiled, whose parts can be told")
         if self.dataset not in get_args(Dataset):
             raise ValueError(f"dataset must be one of {', '.join(get_args(Dataset))}, got {self.dataset!r}")
         if self.motion not in MOTIONS:

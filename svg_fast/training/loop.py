@@ -75,7 +75,8 @@ def train(
     device = prepare_device(training)
     with joined(device) as processes:
         check_settings(config, training, processes)
-        data = make_data(config, training)
+        with processes.one_first():  # which may download them
+            data = make_data(config, training)
         origin = data.train.fingerprint()
         if processes.leads:
             prepare_folder(log_dir)
@@ -106,7 +107,6 @@ class Run:
         self.model, self.training, self.processes = step.model, step.training, step.processes
         self.device = step.model.frame_predictor.embed.weight.device
         self.total = self.training.niter * self.training.epoch_size
-        self.validation: list[float] = []  # losses of the epochs so far, lower is better
 
     def go(self, first: int) -> Path:
         """Train from the step after `first` on."""
@@ -120,8 +120,7 @@ class Run:
             checkpoint.Writer(folder, training.keep) as self.writer,
             Profile(self.model, self.log_dir, first, training.profile if processes.leads else 0) as profile,
         ):
-            self.validation = self.report.validation_losses()
-            # a run that was stopped after its checkpoint still owes that epoch's pictures
+            # a run that was stopped after its checkpoint still owes that epoch's score and pictures
             if first and self._ends_epoch(first) and self._owes(first):
                 self._sample(first)
             done = first
@@ -201,13 +200,14 @@ class Run:
         return self.processes.any(self.processes.leads and not self._pictures(step).exists())
 
     def _has_had_enough(self) -> bool:
-        return self.processes.any(should_stop(self.validation, self.training.early_stop))
+        losses = list(self.report.validation_losses().values())
+        return self.processes.any(should_stop(losses, self.training.early_stop))
 
     def _save(self, step: int) -> None:
         self.report.flush()
         tensors = checkpoint.snapshot(self.model, self.advance.optimizer, self.generator, self.advance.average)
         if self.processes.leads:
-            scaler = {key: float(value) for key, value in self.advance.scaler.state_dict().items()}
+            scaler = checkpoint.scaler_state(self.advance.scaler.state_dict())
             run = Checkpoint(step, self.model.config, self.training, self.origin, tensors, scaler)
             self.writer.save(run)
 
@@ -230,20 +230,18 @@ class Run:
 
     def _epoch(self, step: int) -> None:
         """Score and show what an epoch has brought, with the average of the parameters where there is one."""
-        self._sample(step, score=True)
+        self._sample(step)
         self.report.epoch(step, self._pictures(step))
 
-    def _sample(self, step: int, score: bool = False) -> None:
+    def _sample(self, step: int) -> None:
         _, write_strips = load_extras()
         average = self.advance.average
         with average.swapped_in() if average is not None else nullcontext():
             model = whole_copy(self.model)
             if not self.processes.leads or model is None:
                 return
-            if score and self.data.validation is not None:
-                found = validate(model, self.data.validation, self.training, self.device)
-                self.validation.append(found["loss"])
-                self.report.validation(step, found)
+            if self.data.validation is not None and step not in self.report.validation_losses():
+                self.report.validation(step, validate(model, self.data.validation, self.training, self.device))
             test = self.data.test.to(self.device)
             write_strips(self._pictures(step), model, test, self.training.n_samples, seed=self.training.seed)
 

@@ -68,6 +68,15 @@ class Processes:
         if self.group is not None:
             dist.barrier(group=self.group)
 
+    @contextmanager
+    def one_first(self) -> Iterator[None]:
+        """Rank 0 goes through the body before the others do."""
+        if not self.leads:
+            self.barrier()
+        yield
+        if self.leads:
+            self.barrier()
+
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
         if self.group is None:

@@ -67,8 +67,7 @@ class Profile:
     """
 
     def __init__(self, model: SVG, log_dir: Path, first: int, n_steps: int) -> None:
-        if not 0 <= n_steps <= MAX_STEPS:
-            raise ValueError(f"profile must be of 0 to {MAX_STEPS} steps, got {n_steps}")
+        check_n_steps(n_steps)
         self.model, self.folder, self.n_steps = model, log_dir / "profile", n_steps
         self.begin, self.done = first + WARM_UP, first
         self.device = model.frame_predictor.embed.weight.device
@@ -137,6 +136,12 @@ class Profile:
         else:
             logger.warning("no trace.json: %d events are more than %d", len(events), MAX_TRACE_EVENTS)
         logger.info("%s\nprofile: %s", text, self.folder)
+
+
+def check_n_steps(n_steps: int) -> None:
+    """ValueError for a number of steps that cannot be profiled; 0 is no profile."""
+    if not 0 <= n_steps <= MAX_STEPS:
+        raise ValueError(f"profile must be of 0 to {MAX_STEPS} steps, got {n_steps}")
 
 
 @contextmanager

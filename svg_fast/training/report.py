@@ -67,11 +67,12 @@ class Report:
             file.write(_row(step, found))
         self.bar.write(f"validation: loss {found['loss']:.4f}, bound {found['elbo']:.1f} nats a frame")
 
-    def validation_losses(self) -> list[float]:
-        """Of all epochs so far."""
+    def validation_losses(self) -> dict[int, float]:
+        """Of all epochs so far, by their last steps; always the written ones, or a resumed run would compare others."""
         if not self.training.validate:
-            return []
-        return [float(row.split(",")[1]) for row in self.validation_csv.read_text().splitlines()[1:]]
+            return {}
+        rows = (row.split(",") for row in self.validation_csv.read_text().splitlines()[1:])
+        return {int(row[0]): float(row[1]) for row in rows}
 
     def epoch(self, step: int, strips: Path) -> None:
         """Say how the epoch that ends at `step` went, and where its pictures are."""
@@ -114,8 +115,8 @@ class Silence:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def validation_losses(self) -> list[float]:
-        return []
+    def validation_losses(self) -> dict[int, float]:
+        return {}
 
     def _nothing(self, *what: Any) -> None:
         pass

@@ -19,8 +19,10 @@ from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .data import ClipData, make_clips
 from .processes import Processes, local_device
+from .profile import check_n_steps
 from .sharding import like, load_optimizer_state, shard
 from .step import TrainingStep, noise_on_device
+from .trackers import find_function
 
 if TYPE_CHECKING:
     from .report import Report
@@ -61,6 +63,7 @@ def prepare_device(training: TrainConfig) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be one that torch can use here, got {name!r}") from error
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # what NCCL's collectives of objects use
         torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions alone; float32 means float32
         return device
     if training.precision != "float32":
@@ -71,7 +74,7 @@ def prepare_device(training: TrainConfig) -> torch.device:
 
 
 def check_settings(config: SVGConfig, training: TrainConfig, processes: Processes) -> None:
-    """Settings that must fit each other; ValueError where they do not."""
+    """Settings that must fit each other; ValueError where they do not, or ModuleNotFoundError for the tracker's."""
     if training.n_eval <= config.n_past:
         raise ValueError(f"n_eval must be more than n_past = {config.n_past}, got {training.n_eval}")
     if training.free_bits and config.variant == "det":
@@ -86,10 +89,13 @@ def check_settings(config: SVGConfig, training: TrainConfig, processes: Processe
             f"batch_size must give every part of every process two clips (BatchNorm), got {training.batch_size} for"
             f" {processes.world_size} processes with {training.accumulate} parts each"
         )
+    check_n_steps(training.profile)
+    if training.tracker and processes.leads:
+        find_function(training.tracker)
 
 
 def make_data(config: SVGConfig, training: TrainConfig) -> Data:
-    """The clips of a run; the errors of `make_clips`."""
+    """The clips of a run; the errors of `make_clips`, and ValueError for too few of them."""
     n_frames = config.n_past + config.n_future
     train = make_clips(config, training, "train", n_frames)
     test = make_clips(config, training, "test", training.n_eval)
@@ -99,7 +105,11 @@ def make_data(config: SVGConfig, training: TrainConfig) -> Data:
     if training.validate:
         clips = make_clips(config, training, "validation", n_frames)
         validation = clips.clips(range(min(training.validate, len(clips)))).frames
-        uses_batch(config, None, len(validation))
+        if len(validation) == 1 and config.sampling_statistics() == "batch":
+            raise ValueError(
+                "validate must find two clips or more for batch statistics (or set generation_statistics to running),"
+                " got 1"
+            )
     return Data(train, test.clips(range(n_clips)).frames, validation)
 
 
@@ -163,6 +173,5 @@ def make_step(
     if run is not None:
         if step.average is not None:
             step.average.load_state_dict(like(run.average(), step.average.state_dict()))
-        if run.scaler:
-            step.scaler.load_state_dict(run.scaler)
+        step.scaler.load_state_dict(step.scaler.state_dict() | run.scaler)
     return step, generator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,22 +21,35 @@ class Tracker(Protocol):
         """The run ends, however it does."""
 
 
-def make_tracker(name: str, log_dir: Path, config: Mapping[str, Any]) -> Tracker:
-    """The tracker that the function "module:function" makes of log_dir and the run's settings, in JSON's types.
+def find_function(name: str) -> Callable[[Path, dict[str, Any]], Any]:
+    """The function that "module:function" names.
 
-    The module is imported and runs: `name` must come from whoever starts the run, never from a file. Later on a
-    tracker that fails is dropped with a warning: no network is worth a run.
+    The module is imported and runs: `name` must come from whoever starts the run, never from a file.
 
-    Raises ValueError for another form of name, or a function that is not there or makes something else; ImportError
-    for a module that cannot be imported; and what the function itself raises.
+    Raises ValueError for another form of name or a function that is not there, ModuleNotFoundError for a module that
+    is not there or imports such a one, and what the module itself raises.
     """
     module, colon, function = name.partition(":")
     if not (module and colon and function):
         raise ValueError(f'tracker must be "module:function", got {name!r}')
-    make = getattr(importlib.import_module(module), function, None)
-    if not callable(make):
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"tracker {name!r} cannot be imported: {error}", name=error.name) from error
+    if not callable(found):
         raise ValueError(f"tracker must be a function of the module {module!r}, which has no {function!r}")
-    tracker = make(log_dir, dict(config))
+    make: Callable[[Path, dict[str, Any]], Any] = found
+    return make
+
+
+def make_tracker(name: str, log_dir: Path, config: Mapping[str, Any]) -> Tracker:
+    """The tracker that the function called `name` makes of log_dir and the run's settings, in JSON's types.
+
+    Later on a tracker that fails is dropped with a warning: no network is worth a run.
+
+    Raises what `find_function` raises, ValueError where the function makes something else, and what it raises itself.
+    """
+    tracker = find_function(name)(log_dir, dict(config))
     for method in ("log", "close"):
         if not callable(getattr(tracker, method, None)):
             raise ValueError(f"tracker {name!r} must return an object with log and close, got {type(tracker).__name__}")
