@@ -7,7 +7,7 @@ SOURCES := svg_fast tests benchmarks setup.py
 CPP := -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh"
 COMPILED := setup.py CMakeLists.txt csrc/cuda/kernels.cmake $(shell find csrc $(CPP))
 
-.PHONY: build train test lint types unit browser sanitize bench clean
+.PHONY: build train test lint types unit browser sanitize faults bench clean
 
 build: .venv/built
 
@@ -43,6 +43,11 @@ browser:
 sanitize: build
 	$(BIN)/python tests/sanitize.py
 	$(BIN)/python tests/sanitize_kernels.py
+
+# Workers of distributed runs killed at random moments, ten runs in a row: each must end by itself, bit for bit as if
+# nobody had disturbed it.
+faults: build
+	$(BIN)/python tests/kill_workers.py --times 10
 
 # Every benchmark against its peers in one run, then a picture of it; needs a quiet machine.
 bench: build

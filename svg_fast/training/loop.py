@@ -80,7 +80,7 @@ def train(
         origin = data.train.fingerprint()
         if processes.leads:
             prepare_folder(log_dir)
-        run = find_run(log_dir, resume or restarted(), config, training, origin, processes)
+        run = find_run(log_dir, processes.any(resume or restarted()), config, training, origin, processes)
         step, generator = make_step(config, training, device, processes, run)
         try:
             return Run(step, generator, data, origin, log_dir, preset).go(run.step if run else 0)

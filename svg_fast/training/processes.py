@@ -17,6 +17,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
 _TIMEOUT = timedelta(minutes=30)  # rank 0 draws pictures meanwhile
@@ -120,11 +122,11 @@ def joined(device: torch.device) -> Iterator[Processes]:
         yield Processes()
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_TIMEOUT)
-    group = dist.group.WORLD
-    # Gloo's destructor waits for its threads with the interpreter's lock, which one of them may want: it never runs.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
     try:
+        _join(backend)
+        group = dist.group.WORLD
+        # Gloo's destructor waits for its threads with the interpreter's lock, which one of them may want: it never runs
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
         yield Processes(dist.get_rank(), dist.get_world_size(), group)
     except RuntimeError as error:
         if "gloo/transport" not in str(error):  # gloo has no class of error for it
@@ -132,3 +134,15 @@ def joined(device: torch.device) -> Iterator[Processes]:
         raise ConnectionError("another process of this run has ended, which this one cannot do without") from error
     # not after an error: it would wait for processes that are still in a collective
     dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Make the default group; of processes on one machine, apart from what torchrun's store still tells of dead ones.
+
+    That store serves all starts of a run's workers, and has their addresses. Several machines each count their own
+    restarts; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a store for each start.
+    """
+    store, rank, world_size = next(rendezvous("env://", timeout=_TIMEOUT))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
+        store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
