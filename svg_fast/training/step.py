@@ -5,6 +5,7 @@ Nothing in it reads a value back, moves data or depends on Python's state, so on
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,9 @@ from .schedules import Rates, free_kl
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Reduced while the backward pass goes on. PyTorch's size; from 5 to 50 it made no difference (docs/scale.md).
 _BUCKET_MIB = 25
+# PyTorch 2.13 has a new name for it, and a warning for the old one.
+_NAMES = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
 
 
 class TrainingStep:
@@ -129,13 +133,13 @@ def _distributed(model: SVG, training: TrainConfig, processes: Processes) -> nn.
     # a weight of one channel has a gradient whose strides differ where a dimension has size one, which is no difference
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     device = model.frame_predictor.embed.weight.device
-    return DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        forward_sync_buffers=False,  # running statistics: rank 0's are saved, or all are the same
-        gradient_as_bucket_view=True,
-        bucket_cap_mb=_BUCKET_MIB,
-    )
+    options: dict[str, Any] = {
+        "device_ids": [device] if device.type == "cuda" else None,
+        "gradient_as_bucket_view": True,
+        "bucket_cap_mb": _BUCKET_MIB,
+        _SYNC_BUFFERS: False,  # running statistics: rank 0's are saved, or all are the same
+    }
+    return DistributedDataParallel(model, **options)
 
 
 def noise_on_device(seed: int, step: int, device: torch.device) -> Tensor:
