@@ -309,10 +309,14 @@ class Shards:
         The clips must be long enough: nothing is checked in what is the inner loop of training.
         """
         size = n_frames * self.frame_bytes
-        rows = out.reshape(len(clips), size)
         begins = self._offsets[clips] + starts * self.frame_bytes
-        for row, shard, begin in zip(rows, self._shard_of[clips].tolist(), begins.tolist(), strict=True):
-            row[:] = self._map(shard)[begin : begin + size]
+        shards = self._shard_of[clips].tolist()
+        # bytes to bytes: what NumPy makes of a slice takes a tenth of the time of a grey clip
+        sources = {shard: self._map(shard).data for shard in set(shards)}
+        target, place = out.reshape(-1).data, 0
+        for shard, begin in zip(shards, begins.tolist(), strict=True):
+            target[place : place + size] = sources[shard][begin : begin + size]
+            place += size
 
     def array(self, clip: int, name: str) -> npt.NDArray[Any]:
         """A further array of a clip, such as "action" (T, 4) of BAIR; KeyError where it has none of that name."""
