@@ -300,6 +300,17 @@ def test_damage_anywhere_is_noticed_and_the_one_before_serves(tmp_path: Path, ca
         assert record.message.endswith("; going on from the one before")
 
 
+def test_a_damaged_file_of_a_later_step_takes_no_place(tmp_path: Path) -> None:
+    """A run that was resumed behind it keeps what it has written since."""
+    checkpoint.write(tmp_path, make_checkpoint(1), keep=1)
+    checkpoint.path_of(tmp_path, 9).write_bytes(b"damaged")
+    checkpoint.write(tmp_path, make_checkpoint(2), keep=1)
+    assert [path.name for path in checkpoint.find_all(tmp_path)] == [f"step-0000000{k}.safetensors" for k in (2, 9)]
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 2
+
+
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     train(CONFIG, replace(TRAINING, checkpoint_every=1, keep=3), tmp_path)
     assert sorted(os.listdir(tmp_path / "checkpoints")) == [f"step-{n:08d}.safetensors" for n in (10, 11, 12)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import webdataset
 from shard_files import random_clips, write_shard, write_shards
 
 from svg_fast.data.recipe import BadSource, RawClip, Source
@@ -68,7 +69,6 @@ def test_any_tar_reader_finds_named_samples(root: Path) -> None:
 
 
 def test_webdataset_streams_them(root: Path) -> None:
-    webdataset = pytest.importorskip("webdataset")
     samples = list(webdataset.WebDataset(str(root / "train-00007.tar"), shardshuffle=False).decode())
     assert [sample["json"]["source"] for sample in samples] == NAMES
     for sample, frames, arrays in zip(samples, CLIPS, ACTIONS, strict=True):

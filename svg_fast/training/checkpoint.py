@@ -97,7 +97,10 @@ def scaler_state(state: Mapping[str, Any]) -> dict[str, float]:
 
 
 def write(folder: Path, run: Checkpoint, keep: int) -> Path:
-    """Write folder/step-<step>.safetensors and keep the `keep` newest; OSError leaves the others as they are."""
+    """Write folder/step-<step>.safetensors and keep the `keep` newest up to it; OSError leaves the others as they are.
+
+    Files of later steps are damaged ones that the run was resumed behind: they take no other's place, and are replaced.
+    """
     import safetensors.torch  # here, so that a step can be timed where it is not installed (benchmarks/gpu_check.sh)
 
     header = {
@@ -115,7 +118,8 @@ def write(folder: Path, run: Checkpoint, keep: int) -> Path:
     data = safetensors.torch.save(run.tensors, metadata)
     with replacing(path) as part:
         part.write_bytes(data)
-    for old in find_all(folder)[:-keep]:
+    saved = find_all(folder)
+    for old in saved[: saved.index(path) + 1][:-keep]:
         old.unlink()
     return path
 

@@ -141,7 +141,7 @@ def find_run(
     if saved and not resume:
         raise ValueError(f"{log_dir} already holds a run ({saved[-1].name}); give --resume or another --log-dir")
     run = checkpoint.newest(folder) if processes.leads else None
-    name = processes.from_leader("" if run is None else f"step-{run.step:08d}.safetensors")
+    name = processes.from_leader("" if run is None else checkpoint.path_of(folder, run.step).name)
     if not name:
         return None
     run = run or checkpoint.load(folder / name)
