@@ -32,7 +32,7 @@ class Report:
         self.csv, self.validation_csv = log_dir / "losses.csv", log_dir / "validation.csv"
         # what an interrupted run logged past its checkpoint will be logged again; a row cut short is left out
         _begin(self.csv, _HEADER, first)
-        self.file = self.csv.open("a")
+        self.file = self.csv.open("a", buffering=1)  # a line at a time: `svg-fast runs` looks at what was last written
         if training.validate:
             _begin(self.validation_csv, ",".join(("step", *COLUMNS)), first)
         self.losses: list[tuple[float, ...]] = []  # of this epoch
