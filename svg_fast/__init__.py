@@ -4,6 +4,8 @@ from . import backend, compat, kernels, nn, ops
 from .models import SVG, SVGConfig, SVGOutput, preset
 
 __version__ = "0.1.0"
-__all__ = ["SVG", "SVGConfig", "SVGOutput", "backend", "compat", "nn", "ops", "preset"]
+__all__ = ["SVG", "SVGConfig", "SVGOutput", "backend", "compat", "from_pretrained", "nn", "ops", "preset"]
+
+from_pretrained = SVG.from_pretrained
 
 kernels.load()

@@ -86,9 +86,9 @@ def test_initialisation_is_the_published_one() -> None:
 
 
 def test_presets() -> None:
-    assert set(PRESETS) == {f"{d}-{v}" for d in ("smmnist", "kth", "bair") for v in ("lp", "fp", "det")} | {
-        "smmnist-small"
-    }
+    families = ("smmnist", "kth", "bair", "smmnist-1digit")
+    others = {"smmnist-small", "smmnist-1digit-lp-nonuniform"}
+    assert set(PRESETS) == {f"{d}-{v}" for d in families for v in ("lp", "fp", "det")} | others
     lp = svg_fast.preset("smmnist-lp")
     assert (lp.g_dim, lp.z_dim, lp.rnn_size, lp.n_past, lp.n_future, lp.beta) == (128, 10, 256, 5, 10, 1e-4)
     kth, bair = svg_fast.preset("kth-fp"), svg_fast.preset("bair-lp")

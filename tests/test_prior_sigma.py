@@ -13,7 +13,7 @@ from test_parity import SMALL, pair
 from torch import Tensor
 
 from svg_fast import SVG
-from svg_fast.data import load_digits
+from svg_fast.data import MovingMNIST, load_digits
 from svg_fast.data.synchronised import synchronised_clips
 from svg_fast.evaluation.prior_sigma import prior_figure
 from svg_fast.models import chunks
@@ -68,7 +68,7 @@ def test_sigma_is_the_published_loops(
 def test_figure_and_its_numbers(tmp_path: Path, digits: Tensor) -> None:
     path = tmp_path / "figure6.png"
     found = prior_figure(SVG(SMALL), digits, path, motion="nonuniform", num_digits=1, n_clips=3, n_frames=20)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["figure6.csv", "figure6.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figure6-hits.csv", "figure6.csv", "figure6.png"]
     assert path.read_bytes().startswith(b"\x89PNG")
     header, *_ = path.with_suffix(".csv").read_text().splitlines()
     assert header == "t,sigma_mean,sigma_std,sigma_z1,sigma_z2,sigma_z3,hit_digit1"
@@ -76,6 +76,48 @@ def test_figure_and_its_numbers(tmp_path: Path, digits: Tensor) -> None:
     columns = found.times[:, None], found.mean[:, None], found.std[:, None], found.by_dimension, found.hits
     np.testing.assert_allclose(table, np.hstack(columns).astype(np.float64), rtol=1e-8)
     assert found.hits.any()
+    around = found.around
+    table = np.loadtxt(tmp_path / "figure6-hits.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(table, np.stack((around.offsets, around.mean, around.half), 1), rtol=1e-8)
+
+
+@pytest.mark.parametrize("num_digits", [1, 2])
+def test_sigma_around_hits_is_that_of_a_loop(tmp_path: Path, digits: Tensor, num_digits: int) -> None:
+    n_clips, n_frames = 5, 14
+    model = SVG(replace(SMALL, generation_statistics="running"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10)  # a new model's sigma hardly depends on what it sees
+    found = prior_figure(
+        model, digits, tmp_path / "figure6.png", num_digits=num_digits, n_clips=n_clips, n_frames=n_frames, seed=3
+    ).around
+
+    clips = MovingMNIST(digits, n_frames, num_digits=num_digits, seed=3).clips(range(n_clips))
+    prior = model.infer(clips.frames).prior
+    assert prior is not None
+    sigma = (prior[1] / 2).exp().double().mean(2)  # (T - 1, B)
+    hits = clips.hits.any(2)
+
+    def interval(values: list[float]) -> tuple[float, float]:
+        return float(np.mean(values)), 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+
+    def by_clip(offset: int, other: bool = False) -> dict[int, float]:
+        """The mean of a clip's frames that are (or, with `other`, are not) so far from a hit."""
+        chosen: dict[int, list[float]] = {}
+        for b in range(n_clips):
+            for frame in range(1, n_frames):  # from 0; the prior's first is the second frame
+                hit = 0 <= frame - offset < n_frames and bool(hits[b, frame - offset])
+                if hit != other:
+                    chosen.setdefault(b, []).append(float(sigma[frame - 1, b]))
+        return {b: float(np.mean(values)) for b, values in chosen.items()}
+
+    for offset, mean, half in zip(found.offsets, found.mean, found.half, strict=True):
+        np.testing.assert_allclose((mean, half), interval(list(by_clip(int(offset)).values())), rtol=1e-6)
+    after, elsewhere = by_clip(1), by_clip(1, other=True)
+    np.testing.assert_allclose(found.at_hits, np.mean(list(after.values())), rtol=1e-6)
+    np.testing.assert_allclose(found.elsewhere, np.mean(list(elsewhere.values())), rtol=1e-6)
+    wanted = interval([after[b] - elsewhere[b] for b in after if b in elsewhere])
+    np.testing.assert_allclose((found.difference, found.difference_half), wanted, rtol=1e-6)
 
 
 def test_wrong_use_is_told(tmp_path: Path, digits: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from svg_fast import SVG
 from svg_fast.data import MovingMNIST, load_digits
 from svg_fast.data.displacements import displacements, expected_distance
-from svg_fast.data.synchronised import find_first_hit, synchronised_clips
+from svg_fast.data.synchronised import find_first_hits, synchronised_clips
 from svg_fast.data.velocity import MOTIONS, Motion
 from svg_fast.evaluation.trajectory import Comparison, compare_displacements, trajectory_figure
 from svg_fast.models.chunks import ranges
@@ -138,16 +138,16 @@ def test_synchronised_clips_are_the_data_sets(digits: Tensor, motion: Motion) ->
             assert torch.equal(clips.frames[b, t, 0], frame.clamp(max=255).to(torch.uint8))
 
 
-def test_first_hit_is_where_it_is_wanted() -> None:
+def test_first_hits_are_where_they_are_wanted() -> None:
     blank = torch.zeros(1, 32, 32, dtype=torch.uint8)
     hits = MovingMNIST(blank, 12, num_digits=1, seed=4).clips(range(600)).hits[:, :, 0]
     for first, last in ((1, 1), (7, 9), (11, 11)):
         wanted = [i for i, clip in enumerate(hits.tolist()) if True in clip and first <= clip.index(True) <= last]
-        assert find_first_hit(first, last, seed=4) == wanted[0]
+        assert find_first_hits(3, first, last, seed=4) == wanted[:3]
     with pytest.raises(ValueError, match="1 <= first <= last, got 5 and 4"):
-        find_first_hit(5, 4)
-    with pytest.raises(ValueError, match="from 60 to 60 must be in one of 16384 clips of 34x34 pixels, got none"):
-        find_first_hit(60, 60, image_size=34, motion="deterministic")
+        find_first_hits(1, 5, 4)
+    with pytest.raises(ValueError, match="from 60 to 60 must be in 1 of 16384 clips of 34x34 pixels, got 0"):
+        find_first_hits(1, 60, 60, image_size=34, motion="deterministic")
     with pytest.raises(ValueError, match="n_clips must be at least 1, got 0"):
         synchronised_clips(blank, 0, 3, index=0)
 
@@ -176,11 +176,13 @@ class Double(nn.Module):
         (x, y), (dx, dy) = known.positions[0, -1, 0].tolist(), known.velocities[0, -1, 0].tolist()
         n, batch = n_samples, len(frames)
         path = np.tile((x, y), (n * batch, n_future, 1))
-        if self.kind == "perfect":
+        if self.kind in ("perfect", "a third frozen"):
             path = simulate((x, y), (dx, dy), self.motion, n_future, n * batch, seed)[:, 1:]
         elif self.kind == "leaping":
             path = (path + 5 * (np.arange(n_future)[:, None] + 1)) % 33
         path = path.reshape(n, batch, n_future, 2)
+        if self.kind == "a third frozen":
+            path[:, ::3] = x, y
         video = torch.zeros(n, batch, frames.shape[1] + n_future, 1, 64, 64)
         video[:, :, : frames.shape[1]] = frames / 255
         digit = frames[:, -1, 0, y : y + 32, x : x + 32] / 255
@@ -192,7 +194,7 @@ class Double(nn.Module):
 
 
 def compare(kind: str, motion: Motion, digits: Tensor, n_samples: int, n_future: int) -> Comparison:
-    model = cast(SVG, Double(motion, kind, find_first_hit(7, 9, motion=motion)))
+    model = cast(SVG, Double(motion, kind, find_first_hits(1, 7, 9, motion=motion)[0]))
     return compare_displacements(model, digits, motion=motion, n_digits=10, n_samples=n_samples, n_future=n_future)
 
 
@@ -208,8 +210,10 @@ def test_a_perfect_model_is_as_far_off_as_true_draws(digits: Tensor, motion: Mot
     assert certain[0] in (8, 9, 10)
     before, after = found.times <= certain[0], found.times == certain[0] + 1
     assert (found.distance[before] == 0).all()
+    assert (found.mode_share[before] == 1).all()
     if motion != "deterministic":
         assert found.p_true[after].max() < 0.3
+        assert np.isnan(found.mode_share[after]).all()
 
 
 def test_a_frozen_digit_is_as_far_off_as_can_be(digits: Tensor) -> None:
@@ -246,7 +250,7 @@ def test_figure_of_a_model_and_its_numbers(tmp_path: Path, digits: Tensor) -> No
     np.testing.assert_allclose(p_true.reshape(4, 9, 9), found.p_true, rtol=1e-8)
     np.testing.assert_allclose(p_model.reshape(4, 9, 9), found.p_model, rtol=1e-8)
     table = np.loadtxt(tmp_path / "figure4-distance.csv", delimiter=",", skiprows=1, unpack=True)
-    columns = found.times, found.p_hit, found.distance, found.floor, found.outside, found.lost
+    columns = found.times, found.p_hit, found.mode_share, found.distance, found.floor, found.outside, found.lost
     np.testing.assert_allclose(table, columns, rtol=1e-8)
     np.testing.assert_allclose(found.p_model.sum(axis=(1, 2)) + found.outside + found.lost, 1)
 
@@ -259,7 +263,7 @@ def test_wrong_arguments_are_told(tmp_path: Path, digits: Tensor) -> None:
         compare_displacements(model, digits, n_samples=0)
     with pytest.raises(ValueError, match=r"position must be in 0 \.\. 31 .* got \(32, 0\) and \(1, 1\)"):
         displacements((32, 0), (1, 1), 3, motion="uniform")
-    index = find_first_hit(1, 1)
+    (index,) = find_first_hits(1, 1, 1)
     with pytest.raises(ValueError, match=f"touch a wall in its 2 given frames, that of index={index} does"):
         compare_displacements(model, digits, index=index)
     assert not list(tmp_path.iterdir())

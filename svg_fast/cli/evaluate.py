@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from .options import PATH, chosen_device, data_options, device_options, sampling_options
+from .options import PATH, chosen_device, data_options, device_options, file_name, model_names, sampling_options
 
 if TYPE_CHECKING:
     from ..evaluation.results import Evaluation
@@ -68,14 +67,14 @@ def evaluate_command(
     settings = Settings(metrics=tuple(name for name in metrics.replace(" ", "").split(",") if name), **options)
     where = chosen_device(device, threads)
     sources = [load_source(path) for path in checkpoints]
-    titles = _titles([source.model.config.title for source in sources], names)
+    titles = model_names([source.model.config.title for source in sources], names)
     lpips = None if lpips_weights is None else LPIPS.load(*lpips_weights).to(where)
     i3d = None if fvd_weights is None else I3D.load(fvd_weights).to(where)
     out.mkdir(parents=True, exist_ok=True)
     evaluations, pictures = [], {}
     for source, title in zip(sources, titles, strict=True):
         clips = clips_for(source, n_clips, n_eval, data_root, clips_file)
-        model, stem = source.model.to(where), out / _file_name(title)
+        model, stem = source.model.to(where), out / file_name(title)
         n_samples = 1 if model.config.variant == "det" else settings.n_samples
         with tqdm(total=n_samples * len(clips), desc=title, unit="rollout", smoothing=0.05) as bar:
             found = evaluate(
@@ -86,7 +85,7 @@ def evaluate_command(
         save_csv(found, stem.with_suffix(".csv"))
         evaluations.append(found)
         if n_pictures:
-            picture = out / f"{_file_name(title)}-samples.png"
+            picture = out / f"{file_name(title)}-samples.png"
             samples_figure(
                 picture,
                 model,
@@ -114,7 +113,7 @@ def report_command(results: Sequence[Path], out: Path) -> None:
     from ..evaluation.results import load_json
 
     evaluations = [load_json(path) for path in results]
-    _titles([evaluation.name for evaluation in evaluations], ())
+    model_names([evaluation.name for evaluation in evaluations], ())
     out.mkdir(parents=True, exist_ok=True)
     _conclude(evaluations, {}, out)
 
@@ -131,20 +130,6 @@ def _conclude(evaluations: Sequence[Evaluation], pictures: dict[str, Path], out:
         best = (f"{label(m)} {of['best'].average[0]:.4g}" for m, of in evaluation.curves.items())
         click.echo(f"{evaluation.name}: best samples: {', '.join(best)}")
     click.echo(out / "report.html")
-
-
-def _titles(kinds: Sequence[str], given: Sequence[str]) -> list[str]:
-    """A name for each model: those given, or their kinds where these tell them apart; ValueError where names do not."""
-    if given and len(given) != len(kinds):
-        raise ValueError(f"--name must be given once for each of the {len(kinds)} models, got {len(given)}")
-    titles = list(given or kinds)
-    if len({_file_name(title) for title in titles}) < len(titles):
-        raise ValueError(f"models must have names of their own (--name for each), got {', '.join(titles)}")
-    return titles
-
-
-def _file_name(title: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", title).strip("-.").lower() or "model"
 
 
 def _with_origin(found: Evaluation, training: Any, clips_file: Path | None) -> dict[str, Any]:

@@ -1,21 +1,25 @@
-"""svg-fast figure velocity | trajectory | prior | samples: each a PNG with the data behind it."""
+"""svg-fast figure velocity | trajectory | motion | prior | samples: each a PNG with the data behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from ..data.velocity import MOTIONS, Motion
 from ..models.config import Statistics
-from .options import PATH, Command, chosen_device, data_options, device_options
+from .options import PATH, Command, chosen_device, data_options, device_options, model_names
 
 STATISTICS = click.option(
     "--statistics", type=click.Choice(["batch", "running"]), help="BatchNorm's [default: the model's]."
 )
 SEED = click.option("--seed", type=click.IntRange(min=0, max=2**62), default=1, show_default=True)
+TRAJECTORIES = click.option(
+    "--seed", type=click.IntRange(min=0, max=2**62), help="Of trajectories and noise [default: the run's test clips']."
+)
 MOTION = click.option("--motion", type=click.Choice(MOTIONS), help="Of the digits [default: the run's].")
 
 
@@ -46,7 +50,7 @@ def velocity_command(out: Path) -> None:
 @click.option("--n-future", type=click.IntRange(min=1), default=15, show_default=True, help="Frames to generate.")
 @MOTION
 @STATISTICS
-@SEED
+@TRAJECTORIES
 @data_options
 @device_options
 def trajectory_command(checkpoint: Path, out: Path, motion: Motion | None, **options: Any) -> None:
@@ -60,6 +64,43 @@ def trajectory_command(checkpoint: Path, out: Path, motion: Motion | None, **opt
     click.echo(out)
 
 
+@figure_group.command("motion")
+@click.argument("checkpoints", type=PATH, nargs=-1, required=True, metavar="CHECKPOINT...")
+@out_option("motion")
+@click.option("--name", "names", multiple=True, help="Of each model, in their order [default: its kind].")
+@click.option("--n-trajectories", type=click.IntRange(min=2), default=20, show_default=True)
+@click.option("--n-digits", type=click.IntRange(min=1), default=25, show_default=True, help="On each trajectory.")
+@click.option("--n-samples", type=click.IntRange(min=1), default=40, show_default=True, help="Futures of each.")
+@MOTION
+@STATISTICS
+@TRAJECTORIES
+@data_options
+@device_options
+def motion_command(
+    checkpoints: Sequence[Path], out: Path, names: Sequence[str], motion: Motion | None, **options: Any
+) -> None:
+    """Figure 4 over many trajectories: how well models know a digit's motion before its first wall hit and after it."""
+    from ..evaluation.motion import motion_figure, motion_profile
+
+    prepared = [_prepared(path, out, options) for path in checkpoints]
+    motions = {motion or training.motion for _, _, training, _ in prepared}
+    if len(motions) > 1:
+        raise ValueError(f"the models must be of one motion, or --motion given, got {' and '.join(sorted(motions))}")
+    (motion,) = motions
+    titles = model_names([model.config.title for model, *_ in prepared], names)
+    profiles = {}
+    for name, (model, digits, _, rest) in zip(titles, prepared, strict=True):
+        with tqdm(total=rest["n_trajectories"], desc=name, unit="trajectory") as bar:
+            profiles[name] = motion_profile(model, digits, motion=motion, progress=bar.update, **rest)
+        until, after = profiles[name].until_hit(), profiles[name].after_hit()
+        click.echo(
+            f"{name}: most frequent step is the true one up to the hit: {until.mean:.3f} ± {until.half:.3f}; "
+            f"total variation distance after it: {after.mean:.3f} ± {after.half:.3f}"
+        )
+    motion_figure(profiles, out, motion=motion)
+    click.echo(out)
+
+
 @figure_group.command("prior")
 @click.argument("checkpoint", type=PATH)
 @out_option("prior")
@@ -67,7 +108,7 @@ def trajectory_command(checkpoint: Path, out: Path, motion: Motion | None, **opt
 @click.option("--n-frames", type=click.IntRange(min=2), default=100, show_default=True)
 @MOTION
 @STATISTICS
-@SEED
+@TRAJECTORIES
 @data_options
 @device_options
 def prior_command(checkpoint: Path, out: Path, motion: Motion | None, **options: Any) -> None:
@@ -75,7 +116,12 @@ def prior_command(checkpoint: Path, out: Path, motion: Motion | None, **options:
     from ..evaluation.prior_sigma import prior_figure
 
     model, digits, training, rest = _prepared(checkpoint, out, options)
-    prior_figure(model, digits, out, motion=motion or training.motion, num_digits=training.num_digits, **rest)
+    found = prior_figure(model, digits, out, motion=motion or training.motion, num_digits=training.num_digits, **rest)
+    around = found.around
+    click.echo(
+        f"sigma right after a hit: {around.at_hits:.4f}, elsewhere {around.elsewhere:.4f}; "
+        f"difference in a clip: {around.difference:.4f} ± {around.difference_half:.4f}"
+    )
     click.echo(out)
 
 
@@ -131,6 +177,7 @@ def _prepared(checkpoint: Path, out: Path, options: dict[str, Any]) -> tuple[Any
     """The model on its device, test digits (N, 32, 32), its training's settings, and the options that are left."""
     from ..data import load_digits
     from ..evaluation.sources import load_source
+    from ..training.data import SEEDS
 
     _checked(out)
     rest = dict(options)
@@ -139,6 +186,8 @@ def _prepared(checkpoint: Path, out: Path, options: dict[str, Any]) -> tuple[Any
         raise ValueError("this figure makes its own clips, on one trajectory: --clips does not fit")
     source, where = load_source(checkpoint), chosen_device(device, threads)
     digits = load_digits(data_root or source.training.data_root, "test")
+    if rest["seed"] is None:
+        rest["seed"] = source.training.seed + SEEDS["test"]
     return source.model.to(where), digits, source.training, rest
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -101,3 +101,18 @@ sampling_options = _together(
 def chosen_device(device: str | None, threads: int) -> torch.device:
     """The device that was asked for, tried; ValueError if it cannot be used."""
     return prepare_device(TrainConfig(device=device, threads=threads))
+
+
+def model_names(kinds: Sequence[str], given: Sequence[str]) -> list[str]:
+    """A name for each model: those given, or their kinds where these tell them apart; ValueError where names do not."""
+    if given and len(given) != len(kinds):
+        raise ValueError(f"--name must be given once for each of the {len(kinds)} models, got {len(given)}")
+    names = list(given or kinds)
+    if len({file_name(name) for name in names}) < len(names):
+        raise ValueError(f"models must have names of their own (--name for each), got {', '.join(names)}")
+    return names
+
+
+def file_name(name: str) -> str:
+    """A model's name as that of a file, without a suffix."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.").lower() or "model"

@@ -42,7 +42,8 @@ def sample_command(
     threads: int,
     **options: object,
 ) -> None:
-    """Generate futures of test clips with CHECKPOINT: of a training run, a folder in the hub's format, or published.
+    """Generate futures of test clips with CHECKPOINT: of a training run, in the hub's format, published, or the name of
+    a model that comes with the library (smmnist-1digit-lp).
 
     Writes all of them, a chunk at a time, to one .npy of uint8 (samples, clips, frames, height, width, channels), given
     frames first; and a PNG and a GIF of the first ones.
@@ -87,12 +88,13 @@ def _draw(out: Path, samples: Tensor, truth: Tensor, n_past: int) -> tuple[Path,
 @click.command("convert")
 @click.argument("source", type=PATH)
 @click.argument("target", type=PATH)
-def convert_command(source: Path, target: Path) -> None:
-    """Convert between published checkpoints and the hub's format.
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of a folder's weights.")
+def convert_command(source: Path, target: Path, dtype: str | None) -> None:
+    """Convert between published checkpoints, the hub's format, and checkpoints of training runs.
 
-    SOURCE a published .pth: TARGET becomes a folder with model.safetensors and config.json. SOURCE such a folder, or a
-    checkpoint of a training run: TARGET becomes a .pth that the original scripts open.
+    SOURCE is any of them. TARGET ending in .pth becomes a published checkpoint, which the original scripts open; else a
+    folder with model.safetensors and config.json.
     """
     from ..compat import convert
 
-    click.echo(convert(source, target))
+    click.echo(convert(source, target, None if dtype is None else getattr(torch, dtype)))

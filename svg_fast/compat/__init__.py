@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ..models import SVG
 from .archive import PublishedCheckpointError
@@ -12,24 +15,34 @@ from .saving import save_published
 __all__ = ["PublishedCheckpointError", "convert", "load_published", "read_options", "save_published"]
 
 
-def convert(source: str | Path, target: str | Path) -> Path:
-    """A published checkpoint to a folder in the hub's format, or the other way round; returns `target`.
+def convert(source: str | Path, target: str | Path, dtype: torch.dtype | None = None) -> Path:
+    """A model from one format to another; returns `target`.
 
-    source: a published checkpoint, whose model goes to the folder `target`; or a folder in the hub's format or a
-    checkpoint of a training run (.safetensors), whose model goes to `target` as a published checkpoint, with the run's
-    own options.
+    source: a published checkpoint, a folder in the hub's format, or a checkpoint of a training run (.safetensors).
+    target: ending in .pth, a published checkpoint, with the training run's own options; otherwise a folder in the
+    hub's format. dtype: in which the folder's weights are stored, such as torch.float16; None is the model's.
 
-    Raises the errors of `load_published`, `SVG.from_pretrained` or `training.load_model`, and of `save_published`.
+    Raises ValueError for a dtype of a .pth; the errors of `load_published`, `SVG.from_pretrained` or
+    `training.load_model`, and of `save_published` or `SVG.save_pretrained`.
     """
     source, target = Path(source), Path(target)
+    published = target.suffix == ".pth"
+    if published and dtype is not None:
+        raise ValueError(f"dtype is of a folder in the hub's format, got {dtype} for {target.name}")
+    options: dict[str, Any] = {}
     if source.is_dir():
-        save_published(SVG.from_pretrained(source), target)
+        model = SVG.from_pretrained(source)
     elif source.suffix == ".safetensors":
         from ..training import checkpoint  # needs what the extra `train` installs
 
         run = checkpoint.load(source)
+        model = run.model()
         names = ("dataset", "num_digits", "lr", "niter", "epoch_size", "batch_size", "seed", "n_eval")
-        save_published(run.model(), target, {name: getattr(run.training, name) for name in names})
+        options = {name: getattr(run.training, name) for name in names}
     else:
-        load_published(source).save_pretrained(target)
+        model = load_published(source)
+    if published:
+        save_published(model, target, options)
+    else:
+        model.save_pretrained(target, dtype)
     return target

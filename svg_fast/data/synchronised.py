@@ -52,23 +52,27 @@ def synchronised_clips(
     return Clips(frames, positions, velocities, hits, shown)
 
 
-def find_first_hit(first: int, last: int, *, image_size: int = 64, motion: Motion = "uniform", seed: int = 0) -> int:
-    """The smallest index whose clip of one digit touches a wall first at one of the frames first .. last, from 0.
+def find_first_hits(
+    count: int, first: int, last: int, *, image_size: int = 64, motion: Motion = "uniform", seed: int = 0
+) -> list[int]:
+    """The smallest `count` indices whose clips of one digit touch a wall first at a frame of first .. last, from 0.
 
     Until then the digit flies straight: whoever sees two of the frames before knows where it is going.
 
-    Raises ValueError where there is none among the first 16,384.
+    Raises ValueError where there are fewer among the first 16,384.
     """
     if not 1 <= first <= last:
         raise ValueError(f"first and last must be frames with 1 <= first <= last, got {first} and {last}")
     blank = torch.zeros(1, DIGIT_SIZE, DIGIT_SIZE, dtype=torch.uint8)
     data = MovingMNIST(blank, last + 1, num_digits=1, image_size=image_size, motion=motion, seed=seed, length=_SEARCHED)
+    found: list[int] = []
     for start in range(0, _SEARCHED, _BLOCK):
         hits = data.clips(range(start, start + _BLOCK)).hits[:, :, 0]
         wanted = hits[:, first:].any(1) & ~hits[:, :first].any(1)
-        if wanted.any():
-            return start + int(wanted.int().argmax())
+        found += (start + wanted.nonzero()[:, 0]).tolist()
+        if len(found) >= count:
+            return found[:count]
     raise ValueError(
-        f"a first hit at a frame from {first} to {last} must be in one of {_SEARCHED} clips "
-        f"of {image_size}x{image_size} pixels, got none"
+        f"a first hit at a frame from {first} to {last} must be in {count} of {_SEARCHED} clips "
+        f"of {image_size}x{image_size} pixels, got {len(found)}"
     )

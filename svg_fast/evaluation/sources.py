@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..compat import load_published, read_options
 from ..models import SVG
-from ..training import TrainConfig, checkpoint
+from ..models.pretrained import shipped
+from ..training import TrainConfig, checkpoint, training_preset
 from ..training.data import make_clips
 
 
@@ -27,11 +28,15 @@ class Source:
 def load_source(path: str | Path) -> Source:
     """The model of a training checkpoint (.safetensors), of a folder in the hub's format, or of a published checkpoint.
 
+    Or of that name among those that come with the library.
+
     Raises the errors of `training.load_model`, `SVG.from_pretrained` or `compat.load_published`; FileNotFoundError.
     """
     path = Path(path)
     if path.is_dir():
         return Source(SVG.from_pretrained(path), TrainConfig())
+    if str(path) in shipped():
+        return Source(SVG.from_pretrained(path), training_preset(str(path)))
     if path.suffix == ".safetensors":
         run = checkpoint.load(path)
         return Source(run.model(), run.training)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data.displacements import CELLS, SIDE, Array, displacements, expected_distance
 from ..data.moving_mnist import Clips
-from ..data.synchronised import find_first_hit, synchronised_clips
+from ..data.synchronised import find_first_hits, synchronised_clips
 from ..data.velocity import MAX_SPEED, Motion
 from ..files import replacing
 from ..models import SVG
@@ -29,6 +29,7 @@ from .tracking import Tracks, track
 
 _OUTSIDE, _LOST = CELLS, CELLS + 1  # what is counted beside the cells
 _FOUND = 0.5  # the least correlation of a digit with a frame that shows it; noise reaches 0.1
+_CERTAIN = 1 - 1e-9
 _FIRST_HIT = 3, 5  # predicted frames, from 1, at which the trajectory meets its first wall
 _COLUMNS = 6
 
@@ -39,7 +40,8 @@ class Comparison:
 
     times (F,): the frame into which the step leads. p_true, p_model (F, 9, 9): the former sums to one, the latter with
     outside (F,), the share beyond the table, and lost (F,), the share without a digit in one of the two frames.
-    p_hit (F,): how likely the digit truly touches a wall at that frame.
+    p_hit (F,): how likely the digit truly touches a wall at that frame. mode_share (F,): the share of the digits whose
+    most frequent step is the true one, nan where that is not certain.
     distance (F,): the total variation between the two, from 0 to 1. floor (F,): what n_draws true draws would have.
     """
 
@@ -51,6 +53,7 @@ class Comparison:
     outside: Array
     lost: Array
     p_hit: Array
+    mode_share: Array
 
     @property
     def distance(self) -> Array:
@@ -95,8 +98,9 @@ def trajectory_figure(
     )
     _draw(figure, found, f"{n_digits} digits, {n_samples} futures of each, {model.config.n_past} frames given")
     write_csv(path.with_suffix(".csv"), "t,dx,dy,p_true,p_model", _displacement_rows(found))
-    by_time = zip(found.times, found.p_hit, found.distance, found.floor, found.outside, found.lost, strict=True)
-    write_csv(path.with_name(f"{path.stem}-distance.csv"), "t,p_hit,tv,tv_floor,outside,lost", by_time)
+    columns = found.p_hit, found.mode_share, found.distance, found.floor, found.outside, found.lost
+    by_time = zip(found.times, *columns, strict=True)
+    write_csv(path.with_name(f"{path.stem}-distance.csv"), "t,p_hit,mode_share,tv,tv_floor,outside,lost", by_time)
     with replacing(path) as part:
         figure.savefig(part, dpi=150)
     return found
@@ -133,14 +137,16 @@ def compare_displacements(
         )
     if index is None:
         first, last = (n_past + frame - 1 for frame in _FIRST_HIT)
-        index = find_first_hit(first, last, image_size=size, motion=motion, seed=seed)
+        (index,) = find_first_hits(1, first, last, image_size=size, motion=motion, seed=seed)
     clips = synchronised_clips(digits, n_digits, n_past, index=index, image_size=size, motion=motion, seed=seed)
     if clips.hits.any():
         raise ValueError(f"the trajectory must not touch a wall in its {n_past} given frames, that of {index=} does")
     position, velocity = ((int(x), int(y)) for x, y in (clips.positions[0, -1, 0], clips.velocities[0, -1, 0]))
     true = displacements(position, velocity, n_future, motion=motion, image_size=size)
-    counts = _count(model, clips, digits, n_future, n_samples, statistics, seed)
-    shares = counts.cpu().numpy() / (n_digits * n_samples)
+    counts = _count(model, clips, digits, n_future, n_samples, statistics, seed).cpu().numpy()
+    shares = counts.sum(1) / (n_digits * n_samples)
+    p_true = true.p.reshape(n_future, CELLS)
+    agrees = (counts.argmax(2) == p_true.argmax(1)[:, None]).mean(1)
     return Comparison(
         motion=motion,
         n_draws=n_digits * n_samples,
@@ -150,6 +156,7 @@ def compare_displacements(
         outside=shares[:, _OUTSIDE],
         lost=shares[:, _LOST],
         p_hit=true.p_hit,
+        mode_share=np.where(p_true.max(1) > _CERTAIN, agrees, np.nan),
     )
 
 
@@ -162,15 +169,15 @@ def _count(
     statistics: Statistics | None,
     seed: int,
 ) -> Tensor:
-    """How often each displacement, or something else, was generated for the given frames: (F, 83) int64."""
+    """How often each displacement, or something else, was generated of the given clips: (F, B, 83) int64."""
     n_past = clips.frames.shape[1]
     given = clips.frames.to(next(model.parameters()).device)
     templates = digits[clips.digits[:, 0]].to(given.device)
-    counts = torch.zeros(n_future, _LOST + 1, dtype=torch.int64, device=given.device)
+    counts = torch.zeros(n_future, len(given), _LOST + 1, dtype=torch.int64, device=given.device)
     for _, of, video, _ in model.sample_chunks(given, n_future, n_samples, statistics=statistics, seed=seed):
         tracks = track(video[:, :, n_past - 1 :, 0].transpose(1, 2), templates[of.start : of.stop])
-        cells = _cells(tracks).transpose(0, 1).flatten(1)
-        counts.scatter_add_(1, cells, torch.ones_like(cells))
+        cells = _cells(tracks).permute(1, 2, 0)
+        counts[:, of.start : of.stop].scatter_add_(2, cells, torch.ones_like(cells))
     return counts
 
 
@@ -190,7 +197,7 @@ def _displacement_rows(found: Comparison) -> Iterable[tuple[Any, ...]]:
 
 
 def _draw(figure: Any, found: Comparison, setting: str) -> None:
-    (certain,) = np.nonzero(found.p_hit > 1 - 1e-9)
+    (certain,) = np.nonzero(found.p_hit > _CERTAIN)
     hit = int(certain[0]) if len(certain) else None
     first = 0 if hit is None else max(0, min(hit - 1, len(found.times) - _COLUMNS))
     shown = range(len(found.times))[first : first + _COLUMNS]

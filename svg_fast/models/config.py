@@ -143,12 +143,17 @@ PRESETS: dict[str, SVGConfig] = {
     for dataset, config in _DATASETS.items()
     for variant in get_args(Variant)
 }
-# Not the paper's: SVG-LP that learns one digit visibly in minutes on two CPU cores.
+# Not the paper's: SVG-LP that learns one digit visibly in minutes on two CPU cores, and models of one digit that learn
+# how it moves in an hour of one core (docs/results.md tells how they were chosen).
 PRESETS["smmnist-small"] = SVGConfig(nf=16, g_dim=64, rnn_size=128)
+_ONE_DIGIT = SVGConfig(nf=16, g_dim=96, rnn_size=160, last_frame_skip=True, generation_statistics="running")
+PRESETS |= {f"smmnist-1digit-{variant}": replace(_ONE_DIGIT, variant=variant) for variant in get_args(Variant)}
+PRESETS["smmnist-1digit-lp-nonuniform"] = _ONE_DIGIT
 
 
 def preset(name: str) -> SVGConfig:
-    """The configuration called `name`: smmnist|kth|bair-lp|fp|det, or smmnist-small.
+    """The configuration called `name`: smmnist|kth|bair-lp|fp|det, smmnist-1digit-lp|fp|det|lp-nonuniform or
+    smmnist-small.
 
     Raises ValueError for an unknown name, with the nearest one.
     """

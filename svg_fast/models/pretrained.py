@@ -1,4 +1,7 @@
-"""Models in the hub's format: a folder with `model.safetensors`, the state_dict, and `config.json`, the settings."""
+"""Models in the hub's format: a folder with `model.safetensors`, the state_dict, and `config.json`, the settings.
+
+Some small trained models come with the library, in `svg_fast/pretrained`, and are known by name.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,33 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT, VERSION = "svg_fast.model", 1
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MAX_CONFIG = 2**20  # bytes; a configuration has less than 1 KiB
+_SHIPPED = Path(__file__).parents[1] / "pretrained"
 
 
-def save(model: SVG, folder: str | Path) -> None:
-    """Write `model` to `folder`, which is made if need be; each file appears whole or not at all."""
+def shipped() -> dict[str, Path]:
+    """The folders of the models that come with the library, by name."""
+    return {config.parent.name: config.parent for config in sorted(_SHIPPED.glob(f"*/{CONFIG}"))}
+
+
+def save(model: SVG, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write `model` to `folder`, which is made if need be; each file appears whole or not at all.
+
+    dtype: in which weights of two or more dimensions are stored; biases and what BatchNorm keeps are few, and stay.
+
+    Raises ValueError for a weight that is too great for it, or a type that is none of the four floating ones.
+    """
     import safetensors.torch  # here, so that a model can be run where it is not installed (benchmarks/gpu_check.sh)
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if dtype is not None and dtype not in _FLOATS:
+        raise ValueError(f"dtype must be of {', '.join(map(str, _FLOATS))}, got {dtype}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if dtype is not None and tensor.dim() > 1:
+            tensors[name] = tensor.to(dtype)
+            if tensor.isfinite().all() and not tensors[name].isfinite().all():
+                raise ValueError(f"{name} has numbers up to {tensor.abs().max():.3g}, too great for {dtype}")
     settings = {"format": FORMAT, "version": VERSION, **asdict(model.config)}
     for name, data in (
         (WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"})),
@@ -42,7 +63,7 @@ def save(model: SVG, folder: str | Path) -> None:
 
 
 def load(make: type[SVG], source: str | Path) -> SVG:
-    """The model in a folder or, if there is none of that name, in a repository of the Hugging Face hub.
+    """The model in a folder or, if there is none of that name, the one of `shipped` or of a repository of the hub.
 
     Raises FileNotFoundError for a folder without the two files, ValueError for files that are damaged, not a model of
     svg_fast, from a newer version, or at odds with each other; ImportError where the hub is wanted but its package
@@ -52,7 +73,7 @@ def load(make: type[SVG], source: str | Path) -> SVG:
 
     folder = Path(source)
     if not folder.is_dir():
-        folder = _download(str(source))
+        folder = shipped().get(str(source)) or _download(str(source))
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} must hold {WEIGHTS} and {CONFIG}, {name} is missing")
@@ -144,7 +165,7 @@ def _download(repository: str) -> Path:
         hub = importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise ImportError(
-            f"{repository} is not a folder, and to look for it on the Hugging Face hub takes the package"
-            " huggingface_hub, which is not installed"
+            f"{repository} is not a folder, nor one of {', '.join(shipped())}, and to look for it on the Hugging Face"
+            " hub takes the package huggingface_hub, which is not installed"
         ) from error
     return Path(hub.snapshot_download(repository, allow_patterns=[WEIGHTS, CONFIG]))

@@ -101,13 +101,17 @@ class SVG(nn.Module):
     sample_chunks = generation.sample_chunks
     infer = conditioning.infer
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model to `folder` as the hub has it: `model.safetensors` and `config.json`."""
-        pretrained.save(self, folder)
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model to `folder` as the hub has it: `model.safetensors` and `config.json`.
+
+        dtype: in which weights are stored, such as torch.float16; None is the model's. Errors are those of
+        `svg_fast.models.pretrained.save`.
+        """
+        pretrained.save(self, folder, dtype)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> SVG:
-        """The model of such a folder, or of a repository of the Hugging Face hub, in eval mode on the CPU.
+        """The model of such a folder, of that name in the library, or of a Hugging Face repository; in eval mode, CPU.
 
         Errors are those of `svg_fast.models.pretrained.load`.
         """

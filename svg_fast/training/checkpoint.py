@@ -288,5 +288,5 @@ def _read_header(metadata: dict[str, str], path: Path) -> dict[str, Any]:
 
 def _training_from_json(values: dict[str, Any]) -> TrainConfig:
     """Without a tracker, whose module would be imported."""
-    root = values.get("data_root")
-    return from_json(TrainConfig, {**values, "data_root": None if root is None else Path(root), "tracker": None})
+    paths = {name: Path(values[name]) for name in ("data_root", "init") if values.get(name) is not None}
+    return from_json(TrainConfig, {**values, **paths, "tracker": None})

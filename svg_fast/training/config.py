@@ -35,6 +35,8 @@ class TrainConfig(Optimisation):
     compile: the model's passes by torch.compile.
     data_root: folder with MNIST's idx files, where None takes scikit-learn's digits; of the other data sets, what
     `svg-fast data convert` made. download: fetch MNIST into data_root. num_digits, motion: of SM-MNIST.
+    init: a model whose parameters a new run begins with, a checkpoint or what `SVG.from_pretrained` takes; nets that it
+    lacks begin anew.
     sampling: of clips of the other data sets: independent draws, or epochs in which each clip comes once; starts: of
     clips in longer ones, random or the first frame; None for either is as published, and for videos epochs with random
     starts. mirror: half of their clips left to right. seed: of initialisation, data and noise.
@@ -72,6 +74,7 @@ class TrainConfig(Optimisation):
     starts: Starts | None = None
     mirror: bool = False
     data_root: Path | None = _free(None)
+    init: Path | None = None
     download: bool = _free(False)
     hold_out: float = 0.0
     validate: int = _free(0)
@@ -141,10 +144,22 @@ def to_json(settings: Any) -> dict[str, Any]:
 def training_preset(name: str) -> TrainConfig:
     """The training settings that go with `svg_fast.preset(name)`; the same errors."""
     preset(name)
-    return _PRESETS[name] if name in _PRESETS else _PRESETS[name.partition("-")[0]]
+    return _PRESETS.get(name, _PRESETS[name.partition("-")[0]])
 
 
 _PAPER = TrainConfig()
+_ONE_DIGIT = replace(
+    _PAPER,
+    niter=13,
+    epoch_size=500,
+    batch_size=16,
+    num_digits=1,
+    lr_schedule="cosine",
+    validate=128,
+    n_eval=20,
+    checkpoint_every=250,
+)
+_WARMED = replace(_ONE_DIGIT, beta_schedule="warmup", beta_warmup=1000)
 _PRESETS = {
     "smmnist": _PAPER,
     "kth": replace(_PAPER, dataset="kth", lr=8e-4),
@@ -152,4 +167,8 @@ _PRESETS = {
     "smmnist-small": replace(
         _PAPER, niter=6, epoch_size=250, batch_size=8, num_digits=1, n_eval=20, checkpoint_every=125
     ),
+    "smmnist-1digit-lp": _WARMED,
+    "smmnist-1digit-fp": _WARMED,
+    "smmnist-1digit-det": _ONE_DIGIT,
+    "smmnist-1digit-lp-nonuniform": replace(_WARMED, motion="nonuniform"),
 }

@@ -13,7 +13,7 @@ ClipData = MovingMNIST | VideoShards
 Part = Literal["train", "validation", "test"]
 
 _ENDLESS = 2**62
-_SEEDS = {"train": 0, "test": 1, "validation": 2}  # added to the run's
+SEEDS = {"train": 0, "test": 1, "validation": 2}  # of SM-MNIST's parts, added to the run's
 _SHARDS: dict[str, type[VideoShards]] = {"kth": KTH, "bair": BAIR, "videos": VideoShards}
 
 
@@ -61,6 +61,6 @@ def _moving_mnist(config: SVGConfig, training: TrainConfig, part: Part, n_frames
         num_digits=training.num_digits,
         image_size=config.image_size,
         motion=training.motion,
-        seed=training.seed + _SEEDS[part],
+        seed=training.seed + SEEDS[part],
         length=_ENDLESS,
     )

@@ -31,6 +31,7 @@ logger = logging.getLogger("svg_fast")
 
 TEST_CLIPS = 5
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
+_EMBED = "frame_predictor.embed.weight"  # (rnn_size, g_dim + z_dim)
 
 
 class Data(NamedTuple):
@@ -151,6 +152,31 @@ def find_run(
     return run
 
 
+def begin_with(model: SVG, source: Path) -> None:
+    """Takes over the nets that another model has too, of whatever variant, with their statistics.
+
+    The predictor's columns for z begin anew where the other model is deterministic, and are left out where this one is.
+
+    Raises the errors of `checkpoint.load_model` (.safetensors) or `SVG.from_pretrained`; ValueError where a tensor of
+    the same name has another shape.
+    """
+    other = checkpoint.load_model(source) if source.suffix == ".safetensors" else SVG.from_pretrained(source)
+    own, given = model.state_dict(), other.state_dict()
+    shared = sorted(own.keys() & given.keys())
+    if "det" in (model.config.variant, other.config.variant):
+        own[_EMBED], given[_EMBED] = (state[_EMBED][:, : model.config.g_dim] for state in (own, given))
+    for name in shared:
+        if own[name].shape != given[name].shape:
+            raise ValueError(
+                f"init must be a model of the same sizes: {name} must have shape {list(own[name].shape)}, "
+                f"got {list(given[name].shape)} in {source}"
+            )
+    for name in shared:
+        own[name].copy_(given[name])
+    anew = sorted({name.partition(".")[0] for name in own.keys() - given.keys()})
+    logger.info("beginning with the parameters of %s%s", source, f"; anew: {', '.join(anew)}" if anew else "")
+
+
 def make_step(
     config: SVGConfig, training: TrainConfig, device: torch.device, processes: Processes, run: Checkpoint | None
 ) -> tuple[TrainingStep, torch.Generator]:
@@ -159,6 +185,8 @@ def make_step(
     model = SVG(config).to(device)
     if run is not None:
         model.load_state_dict(run.parameters())
+    elif training.init is not None:
+        begin_with(model, training.init)
     if training.sync_batch_norm and processes.group is not None:
         synchronise_norms(model, processes.group)
     shard(model, training, processes)
