@@ -62,6 +62,15 @@ def test_sample(runs: dict[str, Path], tmp_path: Path) -> None:
     assert not np.array_equal(branched[0, :, 4], branched[1, :, 4])
 
 
+def test_sample_of_a_model_that_comes_with_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    call("sample", "smmnist-1digit-lp", "--n-samples", 2, "--n-clips", 2, "--n-future", 5, "--threads", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.gif", "samples.npy", "samples.png"]
+    assert np.load("samples.npy").shape == (2, 2, 10, 64, 64, 1)
+    with pytest.raises(FileNotFoundError, match="smmnist-2digit-lp"):
+        call("sample", "smmnist-2digit-lp")
+
+
 def test_evaluate_and_report(runs: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "evaluation"
     options = ("--n-samples", 3, "--n-clips", 4, "--n-eval", 6, "--metrics", "psnr,ssim,ssim_finn", "--threads", 1)
@@ -89,10 +98,16 @@ def test_figures(runs: dict[str, Path], tmp_path: Path) -> None:
     small = ("--n-digits", 3, "--n-samples", 2, "--n-future", 6, "--threads", 1)
     printed = call("figure", "trajectory", runs["lp"], "--out", tmp_path / "trajectory.png", *small)
     assert "total variation distance" in printed
-    call("figure", "prior", runs["lp"], "--out", tmp_path / "prior.png", "--n-clips", 4, "--n-frames", 12)
+    printed = call("figure", "prior", runs["lp"], "--out", tmp_path / "prior.png", "--n-clips", 4, "--n-frames", 12)
+    assert "sigma right after a hit" in printed
+    small = ("--n-trajectories", 2, "--n-digits", 2, "--n-samples", 2, "--threads", 1)
+    printed = call("figure", "motion", runs["lp"], runs["det"], "--out", tmp_path / "motion.png", *small)
+    assert all(f"{name}: most frequent step is the true one" in printed for name in ("SVG-LP", "deterministic"))
+    with pytest.raises(ValueError, match="models must have names of their own"):
+        call("figure", "motion", runs["lp"], runs["lp"], "--out", tmp_path / "motion.png", *small)
     pictures = ("--n-samples", 2, "--n-clips", 2, "--n-eval", 6, "--baseline", runs["det"])
     call("figure", "samples", runs["lp"], "--out", tmp_path / "samples.png", *pictures)
-    for name in ("trajectory.png", "prior.png", "samples.png"):
+    for name in ("trajectory.png", "motion.png", "prior.png", "samples.png"):
         with Image.open(tmp_path / name) as image:
             image.load()
     assert (tmp_path / "trajectory.csv").exists()

@@ -163,6 +163,13 @@ def test_convert_a_training_checkpoint(tmp_path: Path) -> None:
     model(torch.rand(2, 4, 1, 64, 64)).loss.backward()
     optimizer.step()
     run = save(tmp_path, 3, model, optimizer, torch.Generator(), TRAINING, origin=5)
+    convert(run, tmp_path / "hub")
+    assert same(SVG.from_pretrained(tmp_path / "hub"), model)
+    convert(run, tmp_path / "narrow", torch.float16)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("narrow", "hub")]
+    assert sizes[0] < sizes[1]
+    with pytest.raises(ValueError, match=r"dtype is of a folder .*, got torch.float16 for model.pth"):
+        convert(run, tmp_path / "model.pth", torch.float16)
     convert(run, tmp_path / "model.pth")
     assert same(load_published(tmp_path / "model.pth"), model)
     options = read_options(tmp_path / "model.pth")

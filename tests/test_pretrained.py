@@ -15,7 +15,9 @@ import safetensors.torch
 import torch
 from test_parity import SMALL, pair
 
+import svg_fast
 from svg_fast import SVG
+from svg_fast.data import MovingMNIST, load_digits
 from svg_fast.models import pretrained
 
 
@@ -61,6 +63,50 @@ def test_narrow_weights_become_float32(folder: Path) -> None:
     safetensors.torch.save_file(narrow, folder / "model.safetensors")
     weight = SVG.from_pretrained(folder).encoder.state_dict()["c1.main.0.weight"]
     assert torch.equal(weight, narrow["encoder.c1.main.0.weight"].float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_are_stored_narrow_and_statistics_are_not(tmp_path: Path, dtype: torch.dtype) -> None:
+    model, _ = pair(SMALL, torch.float32)
+    model(torch.rand(3, 5, 1, 64, 64))  # statistics that are not whole numbers
+    model.save_pretrained(tmp_path / "narrow", dtype)
+    model.save_pretrained(tmp_path / "whole")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("narrow", "whole")]
+    assert sizes[0] < 0.65 * sizes[1]  # a small model has many biases
+    state = SVG.from_pretrained(tmp_path / "narrow").state_dict()
+    for name, tensor in model.state_dict().items():
+        wanted = tensor.to(dtype).to(tensor.dtype) if tensor.dim() > 1 else tensor
+        assert torch.equal(state[name], wanted), name
+        assert state[name].dtype == tensor.dtype
+
+
+def test_weights_that_a_narrow_type_cannot_hold(tmp_path: Path) -> None:
+    model = SVG(SMALL)
+    with torch.no_grad():
+        model.frame_predictor.embed.weight[0, 0] = 1e5
+    with pytest.raises(ValueError, match=r"frame_predictor.embed.weight has numbers up to 1e\+05, too great for .*16"):
+        model.save_pretrained(tmp_path / "model", torch.float16)
+    with pytest.raises(ValueError, match=r"dtype must be of torch.float64, .*, got torch.int8"):
+        model.save_pretrained(tmp_path / "model", torch.int8)
+    assert not list((tmp_path / "model").glob("*"))
+
+
+@pytest.mark.parametrize("name", list(pretrained.shipped()))
+def test_a_model_of_the_library_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = svg_fast.from_pretrained(name)
+    assert model.config == svg_fast.preset(name)
+    assert sum(path.stat().st_size for path in pretrained.shipped()[name].iterdir()) < 4_000_000
+    frames = MovingMNIST(load_digits(None, "test"), 15, num_digits=1, seed=2).clips(range(32)).frames / 255
+    with torch.no_grad():
+        error = float(model(frames).mse_per_step[4:].mean())  # it was trained on MNIST's digits, these are others
+    assert error < 0.6 * float((frames[:, 5:] - frames[:, 4:-1]).square().mean())
+    SVG(SMALL).save_pretrained(tmp_path / name)  # a folder of the same name is what its owner means
+    assert svg_fast.from_pretrained(name).config == SMALL
+
+
+def test_some_model_comes_with_the_library() -> None:
+    assert "smmnist-1digit-lp" in pretrained.shipped()
 
 
 def test_a_failed_write_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +197,10 @@ def test_a_file_is_missing(folder: Path, name: str) -> None:
 
 def test_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r"someone/svg is not a folder, .* huggingface_hub, which is not installed"):
+    with pytest.raises(
+        ImportError,
+        match=r"someone/svg is not a folder, nor one of smmnist-1digit-lp, .* huggingface_hub, which is not installed",
+    ):
         SVG.from_pretrained("someone/svg")
     asked = []
 
