@@ -20,13 +20,16 @@ import numpy as np
 
 from svg_fast.data import MovingMNIST, load_digits
 from svg_fast.data.synchronised import find_first_hits
-from svg_fast.evaluation.results import load_json
+from svg_fast.evaluation.curves import draw_bound
+from svg_fast.evaluation.results import Evaluation, load_json
 
 # A deterministic model with a constant learning rate, whose parameters all four models begin with.
 BASE = "base"
 BASE_STEPS = 2500
 MODELS = ("lp", "det", "fp", "lp-nonuniform")
+LONGER = "lp-longer"  # SVG-LP once more, from where it ended; the one that comes with the library
 AT_ONCE = 2
+SHOWN_STEPS = (500, 1500, 3000, 5000, 6500)
 
 HIT = 8  # the frame, from 1, of the first hit of all clips of the evaluation: predicted frame 3
 N_CLIPS, N_FRAMES, SEED = 256, 30, 2  # the seed of a run's test clips
@@ -49,48 +52,40 @@ def train(data_root: Path, out: Path) -> None:
     commands = [("train", f"smmnist-1digit-{name}", "--log-dir", out / name, *init, *common) for name in MODELS]
     for first in range(0, len(commands), AT_ONCE):
         run(*commands[first : first + AT_ONCE])
+    steady = ("--init", newest(out / "lp"), "--beta-schedule", "constant", "--beta-warmup", 0)
+    run(("train", "smmnist-1digit-lp", "--log-dir", out / LONGER, *steady, *common))
 
 
 def measure(data_root: Path, out: Path) -> None:
     """Each step is skipped whose result is there."""
-    lp, det, fp, nonuniform = (newest(out / name) for name in MODELS)
+    lp, det, fp, nonuniform, longer = (newest(out / name) for name in (*MODELS, LONGER))
+    names = [part for name in ("SVG-LP", "SVG-FP", "deterministic", "SVG-LP, longer") for part in ("--name", name)]
     data = ("--data-root", data_root)
     clips, evaluation = out / "clips.npy", out / "evaluation"
     if not clips.exists():
         np.save(clips, aligned_clips(data_root))
+    fewer = ("--n-trajectories", 10, "--n-samples", 20)
+    chosen = ("--clips", clips, "--n-clips", N_CLIPS, "--n-eval", N_FRAMES)
     steps: list[tuple[Path, Sequence[object]]] = [
-        (
-            evaluation / "report.html",
-            (
-                "evaluate",
-                lp,
-                fp,
-                det,
-                "--clips",
-                clips,
-                "--n-clips",
-                N_CLIPS,
-                "--n-eval",
-                N_FRAMES,
-                "--out",
-                evaluation,
-            ),
-        ),
-        *(
-            (out / f"trajectory-{name}.png", ("figure", "trajectory", model, *data))
-            for name, model in (("lp", lp), ("lp-nonuniform", nonuniform), ("det", det))
-        ),
-        (out / "motion.png", ("figure", "motion", lp, fp, det, *data)),
-        (out / "motion-nonuniform.png", ("figure", "motion", nonuniform, *data)),
-        (out / "motion-by-step.png", ("figure", "motion", *by_step(out / "lp"), *data)),
-        (out / "prior.png", ("figure", "prior", lp, *data)),
-        (out / "samples.png", ("figure", "samples", lp, "--baseline", det, *data)),
+        (evaluation / "report.html", ("evaluate", lp, fp, det, longer, *names, *chosen, "--out", evaluation)),
+        (out / "trajectory-lp.png", ("figure", "trajectory", longer, *data)),
+        (out / "trajectory-lp-nonuniform.png", ("figure", "trajectory", nonuniform, *data)),
+        # as many futures: this model has one of each digit
+        (out / "trajectory-det.png", ("figure", "trajectory", det, "--n-digits", 10_000, "--n-samples", 1, *data)),
+        (out / "motion.png", ("figure", "motion", lp, fp, det, longer, *names, *data)),
+        (out / "motion-by-step.png", ("figure", "motion", *by_step(out / "lp"), *fewer, *data)),
+        (out / "prior.png", ("figure", "prior", longer, *data)),
+        (out / "samples.png", ("figure", "samples", longer, "--baseline", det, *data)),
     ]
     for result, command in steps:
         if not result.exists():
             run(command if command[0] == "evaluate" else (*command, "--out", result))
-    for name in ("svg-lp", "svg-fp", "deterministic"):
-        print(name, "; ".join(after_hit(evaluation / f"{name}.json")))
+    evaluations = [
+        load_json(evaluation / f"{name}.json") for name in ("svg-lp", "svg-fp", "deterministic", "svg-lp-longer")
+    ]
+    draw_bound(evaluations, "elbo").savefig(out / "bound.png", dpi=150)
+    for found in evaluations:
+        print(f"{found.name}: {'; '.join(scores(found))}")
 
 
 def newest(log_dir: Path) -> Path:
@@ -98,11 +93,9 @@ def newest(log_dir: Path) -> Path:
 
 
 def by_step(log_dir: Path) -> list[object]:
-    """Some of a run's checkpoints, evenly, with their names."""
-    found = sorted((log_dir / "checkpoints").glob("step-*.safetensors"))
-    chosen = [found[round(k)] for k in np.linspace(0, len(found) - 1, 5)]
-    names = (f"step {int(path.stem.removeprefix('step-')):,}" for path in chosen)
-    return [*chosen, *(part for name in names for part in ("--name", name))]
+    """Checkpoints of a run, with their names."""
+    paths = [log_dir / "checkpoints" / f"step-{step:08d}.safetensors" for step in SHOWN_STEPS]
+    return [*paths, *(part for step in SHOWN_STEPS for part in ("--name", f"step {step:,}"))]
 
 
 def aligned_clips(data_root: Path) -> np.ndarray:
@@ -112,13 +105,15 @@ def aligned_clips(data_root: Path) -> np.ndarray:
     return np.asarray(data.clips(indices).frames[:, :, 0].numpy())
 
 
-def after_hit(path: Path) -> Iterator[str]:
-    """The best samples' scores over the frames after the hit: their mean, and the mean of the frames' intervals."""
-    found = load_json(path)
+def scores(found: Evaluation) -> Iterator[str]:
+    """The best samples' means over the frames after the hit, with the mean of the frames' intervals; the bound."""
     for metric in ("ssim", "psnr"):
         best = found.curves[metric]["best"]
         mean, half = (np.mean(values[HIT - found.n_past :]) for values in (best.mean, best.interval))
-        yield f"{metric} {mean:.4f} ± {half:.4f}"
+        yield f"{metric} after the hit {mean:.4f} ± {half:.4f}"
+    if found.bound is not None:
+        kl = np.mean(found.bound.kl_per_step)
+        yield f"bound {found.bound.elbo:.1f} nats a frame, KL {kl:.2f}, mse {np.mean(found.bound.mse_per_step):.5f}"
 
 
 def run(*commands: Sequence[object]) -> None:

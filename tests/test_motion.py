@@ -76,7 +76,9 @@ def test_figure_and_its_numbers(tmp_path: Path, digits: Tensor) -> None:
         name: motion_profile(SVG(config), digits, n_trajectories=2, n_digits=3, n_samples=2)
         for name, config in {"a $model_": TINY, "baseline": SVGConfig(variant="det", nf=2, g_dim=4)}.items()
     }
-    assert [profile.n_samples for profile in profiles.values()] == [2, 1]
+    assert [(p.n_digits, p.n_samples) for p in profiles.values()] == [(3, 2), (6, 1)]  # one future has the baseline
+    first, second = profiles.values()
+    np.testing.assert_array_equal(first.floor, second.floor)
     path = tmp_path / "motion.png"
     motion_figure(profiles, path, motion="uniform")
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -158,7 +158,7 @@ class Double(nn.Module):
     def __init__(self, motion: Motion, kind: str, index: int, n_past: int = 5) -> None:
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(1))
-        self.config = SimpleNamespace(n_past=n_past, image_size=64)
+        self.config = SimpleNamespace(n_past=n_past, image_size=64, variant="lp")
         self.motion, self.kind, self.index = motion, kind, index
 
     def sample_chunks(

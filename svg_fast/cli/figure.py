@@ -16,6 +16,9 @@ from .options import PATH, Command, chosen_device, data_options, device_options,
 STATISTICS = click.option(
     "--statistics", type=click.Choice(["batch", "running"]), help="BatchNorm's [default: the model's]."
 )
+RUNNING = click.option(
+    "--statistics", type=click.Choice(["batch", "running"]), default="running", show_default=True, help="BatchNorm's."
+)
 SEED = click.option("--seed", type=click.IntRange(min=0, max=2**62), default=1, show_default=True)
 TRAJECTORIES = click.option(
     "--seed", type=click.IntRange(min=0, max=2**62), help="Of trajectories and noise [default: the run's test clips']."
@@ -49,7 +52,7 @@ def velocity_command(out: Path) -> None:
 @click.option("--n-samples", type=click.IntRange(min=1), default=100, show_default=True, help="Futures of each.")
 @click.option("--n-future", type=click.IntRange(min=1), default=15, show_default=True, help="Frames to generate.")
 @MOTION
-@STATISTICS
+@RUNNING
 @TRAJECTORIES
 @data_options
 @device_options
@@ -72,7 +75,7 @@ def trajectory_command(checkpoint: Path, out: Path, motion: Motion | None, **opt
 @click.option("--n-digits", type=click.IntRange(min=1), default=25, show_default=True, help="On each trajectory.")
 @click.option("--n-samples", type=click.IntRange(min=1), default=40, show_default=True, help="Futures of each.")
 @MOTION
-@STATISTICS
+@RUNNING
 @TRAJECTORIES
 @data_options
 @device_options
@@ -107,7 +110,7 @@ def motion_command(
 @click.option("--n-clips", type=click.IntRange(min=1), default=500, show_default=True, help="On one trajectory.")
 @click.option("--n-frames", type=click.IntRange(min=2), default=100, show_default=True)
 @MOTION
-@STATISTICS
+@RUNNING
 @TRAJECTORIES
 @data_options
 @device_options

@@ -72,19 +72,21 @@ def motion_profile(
     n_trajectories: int = 20,
     n_digits: int = 25,
     n_samples: int = 40,
-    statistics: Statistics | None = None,
+    statistics: Statistics = "running",
     seed: int = 0,
     progress: Callable[[int], object] = lambda _: None,
 ) -> MotionProfile:
     """The first n_trajectories of `MovingMNIST` that meet their first wall at the predicted frames 4 to 6.
 
-    Arguments and errors are those of `compare_displacements`; the deterministic model has one future. progress: called
-    with 1 after each trajectory. Also ValueError for fewer than two trajectories.
+    Arguments and errors are those of `compare_displacements`. The deterministic model has one future, and so n_samples
+    times as many digits: a histogram of fewer steps would be farther from any distribution. progress: called with 1
+    after each trajectory. Also ValueError for fewer than two trajectories.
     """
     if n_trajectories < 2:
         raise ValueError(f"n_trajectories must be at least 2 for an interval, got {n_trajectories}")
     config = model.config
-    n_samples = 1 if config.variant == "det" else n_samples
+    if config.variant == "det":
+        n_digits, n_samples = n_digits * n_samples, 1
     first, last = (config.n_past + frame - 1 for frame in _HIT)
     where: Any = {"motion": motion, "seed": seed}
     found = []
@@ -111,8 +113,8 @@ def motion_profile(
 def motion_figure(profiles: Mapping[str, MotionProfile], path: str | Path, *, motion: Motion) -> None:
     """Two panels over the offset from the hit: how often the most frequent step is the true one, and the distance.
 
-    profiles: by the models' names. Bands are 95 % intervals over the trajectories. Writes the PNG `path` and a CSV
-    beside it with the models in order, counted from 1.
+    profiles: by the models' names, of as many trajectories and futures. Bands are 95 % intervals over the trajectories.
+    Writes the PNG `path` and a CSV beside it with the models in order, counted from 1.
 
     Raises ValueError where path does not end in .png; ImportError without matplotlib.
     """
@@ -143,9 +145,7 @@ def _draw(figure: Any, profiles: Mapping[str, MotionProfile], motion: Motion) ->
             axis.fill_between(offsets, low, high, color=colour(k), alpha=0.2, linewidth=0)
             axis.plot(offsets, line.mean, "o-", color=colour(k), label=name if axis is after else None)
     some = next(iter(profiles.values()))
-    draws = max(p.n_digits * p.n_samples for p in profiles.values())
-    richest = max(profiles.values(), key=lambda p: p.n_digits * p.n_samples)
-    after.plot(OFFSETS, richest.floor.mean(0), "--", color="black", label=f"{draws:,} true draws")
+    after.plot(OFFSETS, some.floor.mean(0), "--", color="black", label=f"{some.n_digits * some.n_samples:,} true draws")
     until.set_ylabel("clips whose most frequent step is the true one")
     after.set_ylabel("total variation distance to the truth")
     for axis in (until, after):

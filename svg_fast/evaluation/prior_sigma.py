@@ -75,7 +75,7 @@ def prior_figure(
     n_clips: int = 500,
     n_frames: int = 100,
     index: int = 0,
-    statistics: Statistics | None = None,
+    statistics: Statistics = "running",
     seed: int = 0,
 ) -> PriorSigma:
     """Figure 6: mean and standard deviation of the prior's sigma over synchronised clips, the wall hits marked.
@@ -86,7 +86,8 @@ def prior_figure(
     digit whether it hits a wall at t; and <name>-hits.csv: frames from a hit, mean, half of its 95 % interval.
 
     digits (N, 32, 32) uint8. num_digits: in a clip, as many as the model was trained on. index: whose trajectories
-    the clips follow, in `MovingMNIST` with these arguments. statistics: BatchNorm as in `SVG.sample`.
+    the clips follow, in `MovingMNIST` with these arguments. statistics: BatchNorm's; those of a batch of
+    clips that are all at the same place take that place out of what the nets see.
 
     Raises ValueError for a model without a learned prior, fewer than two clips or frames, for what `MovingMNIST`
     refuses, and where path does not end in .png; ImportError without matplotlib.
@@ -121,14 +122,14 @@ def prior_figure(
     return found
 
 
-def _sigma(model: SVG, clips: Clips, statistics: Statistics | None) -> Tensor:
+def _sigma(model: SVG, clips: Clips, statistics: Statistics) -> Tensor:
     """(T - 1, B, z_dim) float64."""
     prior = model.infer(clips.frames.to(next(model.parameters()).device), statistics=statistics).prior
     assert prior is not None
     return (prior[1] / 2).exp().cpu().double()
 
 
-def _around_hits(model: SVG, clips: Clips, statistics: Statistics | None) -> SigmaAroundHits:
+def _around_hits(model: SVG, clips: Clips, statistics: Statistics) -> SigmaAroundHits:
     sigma = _sigma(model, clips, statistics).mean(dim=2).T.numpy()  # (B, T - 1): the frames 2 .. T
     hit = clips.hits.any(dim=2).numpy()  # (B, T): the frames 1 .. T
     n_frames = hit.shape[1]

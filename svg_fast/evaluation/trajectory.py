@@ -75,7 +75,7 @@ def trajectory_figure(
     n_samples: int = 100,
     n_future: int = 15,
     index: int | None = None,
-    statistics: Statistics | None = None,
+    statistics: Statistics = "running",
     seed: int = 0,
 ) -> Comparison:
     """Figure 4: distributions of (dx, dy) around a wall hit, true above, the model's below, and their distance.
@@ -96,7 +96,8 @@ def trajectory_figure(
         statistics=statistics,
         seed=seed,
     )
-    _draw(figure, found, f"{n_digits} digits, {n_samples} futures of each, {model.config.n_past} frames given")
+    futures = found.n_draws // n_digits
+    _draw(figure, found, f"{n_digits} digits, {futures} futures of each, {model.config.n_past} frames given")
     write_csv(path.with_suffix(".csv"), "t,dx,dy,p_true,p_model", _displacement_rows(found))
     columns = found.p_hit, found.mode_share, found.distance, found.floor, found.outside, found.lost
     by_time = zip(found.times, *columns, strict=True)
@@ -116,20 +117,22 @@ def compare_displacements(
     n_samples: int = 100,
     n_future: int = 15,
     index: int | None = None,
-    statistics: Statistics | None = None,
+    statistics: Statistics = "running",
     seed: int = 0,
 ) -> Comparison:
     """Continue n_digits clips on one trajectory n_samples times each, and compare their motion with the true one.
 
-    All clips are one batch, over which batch statistics are taken; the samples come in chunks.
+    The deterministic model has one future of each.
 
     digits (N, 32, 32) uint8. index: of the trajectory in `MovingMNIST` with these digits, motion and seed; None is
-    the first that meets its first wall at one of the predicted frames 3 to 5. statistics: as in `SVG.sample`.
+    the first that meets its first wall at one of the predicted frames 3 to 5. statistics: as in `SVG.sample`; those of
+    a batch of clips that are all at the same place take that place out of what the nets see.
 
     Raises ValueError for n_past = 1 or a trajectory that touches a wall in the given frames, whose velocity is not
     known; and for what `SVG.sample` and `MovingMNIST` refuse.
     """
     n_past, size = model.config.n_past, model.config.image_size
+    n_samples = min(n_samples, 1) if model.config.variant == "det" else n_samples
     if n_past < 2 or n_samples < 1 or n_future < 1:
         raise ValueError(
             f"n_past must be at least 2 for the velocity to be known, n_samples and n_future at least 1, "
@@ -166,7 +169,7 @@ def _count(
     digits: Tensor,
     n_future: int,
     n_samples: int,
-    statistics: Statistics | None,
+    statistics: Statistics,
     seed: int,
 ) -> Tensor:
     """How often each displacement, or something else, was generated of the given clips: (F, B, 83) int64."""
