@@ -146,7 +146,7 @@ def _draw(figure: Any, profiles: Mapping[str, MotionProfile], motion: Motion) ->
             axis.plot(offsets, line.mean, "o-", color=colour(k), label=name if axis is after else None)
     some = next(iter(profiles.values()))
     after.plot(OFFSETS, some.floor.mean(0), "--", color="black", label=f"{some.n_digits * some.n_samples:,} true draws")
-    until.set_ylabel("clips whose most frequent step is the true one")
+    until.set_ylabel("clips whose mode is the true step")
     after.set_ylabel("total variation distance to the truth")
     for axis in (until, after):
         axis.axvline(0, color=VERMILLION, linewidth=1)

@@ -97,7 +97,8 @@ def trajectory_figure(
         seed=seed,
     )
     futures = found.n_draws // n_digits
-    _draw(figure, found, f"{n_digits} digits, {futures} futures of each, {model.config.n_past} frames given")
+    of_each = f"{futures} future{'s' * (futures > 1)} of each"
+    _draw(figure, found, f"{n_digits:,} digits, {of_each}, {model.config.n_past} frames given")
     write_csv(path.with_suffix(".csv"), "t,dx,dy,p_true,p_model", _displacement_rows(found))
     columns = found.p_hit, found.mode_share, found.distance, found.floor, found.outside, found.lost
     by_time = zip(found.times, *columns, strict=True)
