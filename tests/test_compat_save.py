@@ -155,6 +155,8 @@ def test_convert(tmp_path: Path) -> None:
     assert same(SVG.from_pretrained(tmp_path / "hub"), model)
     assert convert(str(tmp_path / "hub"), str(tmp_path / "back.pth")) == tmp_path / "back.pth"
     assert same(load_published(tmp_path / "back.pth"), model)
+    convert("smmnist-1digit-lp", tmp_path / "shipped.pth")
+    assert same(load_published(tmp_path / "shipped.pth"), SVG.from_pretrained("smmnist-1digit-lp"))
 
 
 def test_convert_a_training_checkpoint(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..models import SVG
+from ..models.pretrained import shipped
 from .archive import PublishedCheckpointError
 from .published import load_published, read_options
 from .saving import save_published
@@ -18,7 +19,8 @@ __all__ = ["PublishedCheckpointError", "convert", "load_published", "read_option
 def convert(source: str | Path, target: str | Path, dtype: torch.dtype | None = None) -> Path:
     """A model from one format to another; returns `target`.
 
-    source: a published checkpoint, a folder in the hub's format, or a checkpoint of a training run (.safetensors).
+    source: a published checkpoint, a folder in the hub's format, a checkpoint of a training run (.safetensors), or the
+    name of a model that comes with the library.
     target: ending in .pth, a published checkpoint, with the training run's own options; otherwise a folder in the
     hub's format. dtype: in which the folder's weights are stored, such as torch.float16; None is the model's.
 
@@ -30,7 +32,7 @@ def convert(source: str | Path, target: str | Path, dtype: torch.dtype | None = 
     if published and dtype is not None:
         raise ValueError(f"dtype is of a folder in the hub's format, got {dtype} for {target.name}")
     options: dict[str, Any] = {}
-    if source.is_dir():
+    if source.is_dir() or str(source) in shipped():
         model = SVG.from_pretrained(source)
     elif source.suffix == ".safetensors":
         from ..training import checkpoint  # needs what the extra `train` installs

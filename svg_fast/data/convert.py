@@ -319,7 +319,8 @@ def _work(recipe: Recipe, dest: Path, pipe: Connection) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # a terminal sends them to all; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with (dest / _LOCK).open("rb") as lock, suppress(EOFError, BrokenPipeError):  # when the parent has gone
+    # when the parent has gone, or had before the lock, which it then removes, was found
+    with suppress(EOFError, BrokenPipeError, FileNotFoundError), (dest / _LOCK).open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         while True:
             plan = pipe.recv()

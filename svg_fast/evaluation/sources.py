@@ -37,6 +37,9 @@ def load_source(path: str | Path) -> Source:
         return Source(SVG.from_pretrained(path), TrainConfig())
     if str(path) in shipped():
         return Source(SVG.from_pretrained(path), training_preset(str(path)))
+    if not path.exists():
+        known = ", ".join(shipped())
+        raise FileNotFoundError(f"{path} is no file or folder, nor a model that comes with the library ({known})")
     if path.suffix == ".safetensors":
         run = checkpoint.load(path)
         return Source(run.model(), run.training)
