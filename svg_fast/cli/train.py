@@ -23,7 +23,8 @@ from .options import PATH, options_of, override, settings_help
 @options_of(TrainConfig)
 @options_of(SVGConfig)
 def train_command(name: str, log_dir: Path | None, resume: bool, **given: Any) -> None:
-    """Train a model with the paper's settings for PRESET: smmnist|kth|bair-lp|fp|det, or smmnist-small.
+    """Train a model with the paper's settings for PRESET: smmnist|kth|bair-lp|fp|det; or with those of a small one:
+    smmnist-1digit-lp|fp|det|lp-nonuniform (docs/results.md), smmnist-small.
 
     Options change single settings, explained below under their names. With several GPUs or machines: torchrun
     --nproc-per-node N -m svg_fast train PRESET ... (docs/scale.md).

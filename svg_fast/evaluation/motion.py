@@ -157,7 +157,7 @@ def _draw(figure: Any, profiles: Mapping[str, MotionProfile], motion: Motion) ->
     legend = figure.legend(fontsize=9, loc="outside lower center", ncols=4)
     for text in legend.get_texts():
         text.set_parse_math(False)
+    n_digits = min(profile.n_digits for profile in profiles.values())  # the baseline has more
     figure.suptitle(
-        f"Motion around the first hit, {motion}: {len(some.distance)} trajectories of {some.n_digits} digits",
-        fontsize=13,
+        f"Motion around the first hit, {motion}: {len(some.distance)} trajectories of {n_digits} digits", fontsize=13
     )
