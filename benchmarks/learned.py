@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from svg_fast.data import MovingMNIST, load_digits
 from svg_fast.data.synchronised import find_first_hits
 from svg_fast.evaluation.curves import draw_bound
 from svg_fast.evaluation.results import Evaluation, load_json
+from svg_fast.evaluation.sources import load_source
+from svg_fast.evaluation.trajectory import compare_displacements
 
 # A deterministic model with a constant learning rate, whose parameters all four models begin with.
 BASE = "base"
@@ -86,6 +89,11 @@ def measure(data_root: Path, out: Path) -> None:
     draw_bound(evaluations, "elbo").savefig(out / "bound.png", dpi=150)
     for found in evaluations:
         print(f"{found.name}: {'; '.join(scores(found))}")
+    for before in (0, 1):
+        share = first_step(longer, data_root, before)
+        print(
+            f"SVG-LP, longer: first generated step, {before} before the hit: the mode is right in {share:.2f} of clips"
+        )
 
 
 def newest(log_dir: Path) -> Path:
@@ -103,6 +111,15 @@ def aligned_clips(data_root: Path) -> np.ndarray:
     indices = find_first_hits(N_CLIPS, HIT - 1, HIT - 1, seed=SEED)
     data = MovingMNIST(load_digits(data_root, "test"), N_FRAMES, num_digits=1, seed=SEED, length=max(indices) + 1)
     return np.asarray(data.clips(indices).frames[:, :, 0].numpy())
+
+
+def first_step(checkpoint: Path, data_root: Path, before: int) -> float:
+    """The share of clips whose first generated step has the right mode, where it leads so many frames before a hit."""
+    model, digits = load_source(checkpoint).model, load_digits(data_root, "test")
+    frame = model.config.n_past + before  # of the hit, from 0
+    compare = partial(compare_displacements, model, digits, n_digits=25, n_samples=20, n_future=1, seed=SEED)
+    indices = find_first_hits(20, frame, frame, seed=SEED)
+    return float(np.mean([compare(index=index).mode_share[0] for index in indices]))
 
 
 def scores(found: Evaluation) -> Iterator[str]:
