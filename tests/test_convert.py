@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tarfile
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from toy_recipe import ToyRecipe, contents, toy_frames, undisturbed, write_toys
 
-from svg_fast.data.convert import Converted, convert
+from svg_fast.data.convert import Converted, _work, convert
 from svg_fast.data.recipe import LeftOut
 from svg_fast.data.shards import Shards, damaged, load_manifest, save_manifest
 
@@ -193,6 +194,17 @@ def test_one_conversion_at_a_time(source: Path, dest: Path) -> None:
     convert(ToyRecipe(source), dest, workers=2, progress=again)
     assert set(refused) == {f"another conversion into {dest} is at work: wait for it, or end it"}
     assert contents(dest) == undisturbed(source)
+
+
+def test_a_worker_whose_parent_has_ended_ends_in_silence(source: Path, dest: Path) -> None:
+    dest.mkdir(exist_ok=True)  # without the lock, which the parent removes when it ends
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(ToyRecipe(source), dest, theirs))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0  # 1 after a traceback
+    ours.close()
 
 
 def test_a_bad_source_leaves_no_clip(source: Path, dest: Path) -> None:

@@ -13,6 +13,7 @@ from tiny_run import CONFIG, TRAINING
 
 from svg_fast import SVG
 from svg_fast.training import CheckpointError, TrainConfig, load_model, train
+from svg_fast.training.data import make_clips
 
 STILL = replace(TRAINING, niter=1, epoch_size=2, lr=1e-30, checkpoint_every=0)  # no parameter moves
 
@@ -65,8 +66,6 @@ def test_the_first_loss_is_the_other_models(tmp_path: Path, trained: dict[str, P
     begun(tmp_path, "det", trained["det"], replace(STILL, seed=9))
     first = (tmp_path / "det-run" / "losses.csv").read_text().splitlines()[1].split(",")
     model = load_model(trained["det"]).train()
-    from svg_fast.training.data import make_clips
-
     clips = make_clips(model.config, replace(STILL, seed=9), "train", 4).clips(range(STILL.batch_size))
     with torch.no_grad():
         loss = model(clips.frames).loss

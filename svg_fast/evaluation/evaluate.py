@@ -16,12 +16,12 @@ from ..models.config import Statistics
 from ..models.generation import Chunk
 from .bound import bound_terms, make_bound
 from .fvd import I3D, MIN_FRAMES, GaussianStatistics, frechet_distance
+from .intervals import NORMAL_95
 from .lpips import LPIPS
 from .metrics import frame_scores
 from .results import LOWER_IS_BETTER, Curve, Evaluation
 
 FRAME_METRICS = ("psnr", "ssim", "ssim_published", "ssim_finn")
-_NORMAL_95 = 1.96  # standard errors to either side
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _curves(scores: Tensor, quality: Tensor) -> dict[str, Curve]:
 
 def _curve(values: Tensor) -> Curve:
     """(N, F) -> means over the clips with their intervals."""
-    error = _NORMAL_95 / len(values) ** 0.5
+    error = NORMAL_95 / len(values) ** 0.5
     halves, half = values.std(0) * error, values.mean(1).std() * error
     return Curve(values.mean(0).tolist(), halves.tolist(), float(half))
 

@@ -23,20 +23,12 @@ from ..models import SVG
 from ..models.config import Statistics
 from .curves import colour
 from .figures import VERMILLION, new_figure, png_path, write_csv
+from .intervals import Interval, interval
 from .trajectory import compare_displacements
 
 _BEFORE, _AFTER = 3, 8  # frames around the hit
 _HIT = _BEFORE + 1, _BEFORE + 3  # predicted frames, from 1, of the hits
 OFFSETS = np.arange(-_BEFORE, _AFTER + 1)
-_NORMAL_95 = 1.96  # standard errors to either side
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Means over trajectories, and half the widths of their 95 % intervals."""
-
-    mean: Array
-    half: Array
 
 
 @dataclass(frozen=True)
@@ -57,11 +49,11 @@ class MotionProfile:
 
     def until_hit(self) -> Interval:
         """mode_share up to and with the hit: a single number."""
-        return _interval(self.mode_share[:, OFFSETS <= 0].mean(1))
+        return interval(self.mode_share[:, OFFSETS <= 0].mean(1))
 
     def after_hit(self) -> Interval:
         """The distance after the hit: a single number."""
-        return _interval(self.distance[:, OFFSETS > 0].mean(1))
+        return interval(self.distance[:, OFFSETS > 0].mean(1))
 
 
 def motion_profile(
@@ -121,7 +113,7 @@ def motion_figure(profiles: Mapping[str, MotionProfile], path: str | Path, *, mo
     path, figure = png_path(path), new_figure(figsize=(10, 4.2))
     rows = []
     for k, profile in enumerate(profiles.values(), start=1):
-        mode, distance, floor = map(_interval, (profile.mode_share, profile.distance, profile.floor))
+        mode, distance, floor = map(interval, (profile.mode_share, profile.distance, profile.floor))
         columns = OFFSETS, mode.mean, mode.half, distance.mean, distance.half, floor.mean
         rows += [(k, *row) for row in zip(*columns, strict=True)]
     write_csv(path.with_suffix(".csv"), "model,offset,mode_share,mode_interval95,tv,tv_interval95,tv_floor", rows)
@@ -130,17 +122,11 @@ def motion_figure(profiles: Mapping[str, MotionProfile], path: str | Path, *, mo
         figure.savefig(part, dpi=150)
 
 
-def _interval(values: Array) -> Interval:
-    """Over the first axis."""
-    half = _NORMAL_95 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
-    return Interval(np.asarray(values.mean(axis=0)), np.asarray(half))
-
-
 def _draw(figure: Any, profiles: Mapping[str, MotionProfile], motion: Motion) -> None:
     until, after = figure.subplots(1, 2)
     for k, (name, profile) in enumerate(profiles.items()):
         for axis, values in ((until, profile.mode_share[:, OFFSETS <= 0]), (after, profile.distance)):
-            line, offsets = _interval(values), OFFSETS[: values.shape[1]]
+            line, offsets = interval(values), OFFSETS[: values.shape[1]]
             low, high = line.mean - line.half, line.mean + line.half
             axis.fill_between(offsets, low, high, color=colour(k), alpha=0.2, linewidth=0)
             axis.plot(offsets, line.mean, "o-", color=colour(k), label=name if axis is after else None)

@@ -21,11 +21,11 @@ from ..files import replacing
 from ..models import SVG
 from ..models.config import Statistics
 from .figures import BLUE, VERMILLION, new_figure, png_path, write_csv
+from .intervals import interval
 
 _DIGIT_COLOURS = (VERMILLION, BLUE, "#009E73", "#CC79A7")
 _SPREAD = "0.8"
 _AROUND = np.arange(-3, 7)  # frames from a hit
-_NORMAL_95 = 1.96  # standard errors to either side
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,8 @@ def _mean_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     numbers = values[np.isfinite(values)]
     if len(numbers) < 2:
         return float(numbers.mean()) if len(numbers) else np.nan, np.nan
-    return float(numbers.mean()), float(_NORMAL_95 * numbers.std(ddof=1) / len(numbers) ** 0.5)
+    mean, half = interval(numbers)
+    return float(mean), float(half)
 
 
 def _draw(figure: Any, found: PriorSigma, setting: str) -> None:

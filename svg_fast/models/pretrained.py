@@ -43,8 +43,6 @@ def save(model: SVG, folder: str | Path, dtype: torch.dtype | None = None) -> No
     """
     import safetensors.torch  # here, so that a model can be run where it is not installed (benchmarks/gpu_check.sh)
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if dtype is not None and dtype not in _FLOATS:
         raise ValueError(f"dtype must be of {', '.join(map(str, _FLOATS))}, got {dtype}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -54,6 +52,8 @@ def save(model: SVG, folder: str | Path, dtype: torch.dtype | None = None) -> No
             if tensor.isfinite().all() and not tensors[name].isfinite().all():
                 raise ValueError(f"{name} has numbers up to {tensor.abs().max():.3g}, too great for {dtype}")
     settings = {"format": FORMAT, "version": VERSION, **asdict(model.config)}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, data in (
         (WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"})),
         (CONFIG, (json.dumps(settings, indent=2) + "\n").encode()),
